@@ -1,0 +1,1 @@
+"""litellm-forwarder: watches LiteLLM proxies from outside and delivers what it sees, durably."""

@@ -1,0 +1,272 @@
+"""Every metric and change the agent can emit: name, kind, unit, description, attributes.
+
+This is data. docs/metrics.md is generated from it, `litellm-forwarder catalog` prints it, and `MetricDef.at`
+is the only way metrics are made, so nothing leaves the agent that is not listed here: the attribute names are the
+allow-list that keeps API bases, error texts, headers and bodies inside the normaliser.
+
+Names are API: renaming or removing one needs a CHANGELOG entry.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from forwarder.events import Attributes, Change, Kind, Metric, Severity
+
+# --- attributes ------------------------------------------------------------------------------------------------
+
+ATTRIBUTES: Final[dict[str, str]] = {
+    "litellm.target": "name of the target in the configuration; on the resource of every event about a proxy",
+    "endpoint": "which endpoint was read: liveliness, readiness, health, …",
+    "model": "the model as the proxy names it in its health reply, such as `openai/gpt-4o`",
+    "deployment.id": "one deployment: the proxy's `model_id`, else a digest of model and API base and an occurrence index",
+    "provider": "the part of the model before the first slash, when there is one",
+    "error.type": "a class of failure from a closed list, never the text of an error",
+    "http.response.status_code": "the HTTP status the upstream or the proxy gave, when known",
+    "dependency": "database, redis or router",
+    "version": "the release the proxy says it is",
+    "state": "which requests are counted: in_flight, admitted, queued, rejected",
+    "sink": "name of a sink in the configuration",
+    "reason": "why data was lost: spool_full, too_old, spool_unavailable, spool_corrupt",
+    "previous": "the value before the change",
+    "current": "the value after the change",
+}
+
+PROBE_ERRORS: Final[dict[str, str]] = {
+    "timeout": "no complete reply within the deadline",
+    "dns": "the host name did not resolve",
+    "refused": "nothing listens there",
+    "unreachable": "no route to the host",
+    "tls": "certificate or handshake failed",
+    "connection": "the connection broke, or the peer does not speak HTTP",
+    "too_large": "the reply is over the configured cap",
+    "encoding": "the reply's compression is damaged",
+    "proxy": "the configured forward proxy failed",
+    "redirect": "a redirect, which is never followed with a key",
+    "auth": "401, 403, or 400 no_db_connection: the key is missing, wrong or not allowed (some releases also answer so while their database is down)",
+    "not_found": "404 where every LiteLLM proxy answers: not a LiteLLM proxy, or a wrong path in the URL",
+    "rate_limited": "429",
+    "http_4xx": "another client error",
+    "http_5xx": "another server error",
+    "not_json": "an HTML page or other text instead of JSON",
+    "malformed": "JSON that is cut off or damaged",
+    "unexpected": "JSON of a shape no known release answers",
+}
+
+DEPLOYMENT_ERRORS: Final[dict[str, str]] = {
+    "authentication": "the upstream refused the credentials (401)",
+    "permission_denied": "the upstream forbids it (403)",
+    "missing_credentials": "no credentials are configured for the deployment",
+    "rate_limit": "the upstream limits the rate or the quota is used up (429)",
+    "not_found": "the upstream does not know the model or path (404)",
+    "bad_request": "the upstream refused the probe's request (400, 405, 422)",
+    "content_policy": "the upstream's content filter refused the probe",
+    "context_window": "the probe exceeded the context window",
+    "timeout": "no answer in time (408, 504)",
+    "connection": "no connection to the upstream",
+    "bad_gateway": "502 from the upstream or a proxy before it",
+    "service_unavailable": "503 from the upstream",
+    "server_error": "500 or another 5xx from the upstream",
+    "invalid_response": "the upstream answered something that is not a completion",
+    "budget_exceeded": "a LiteLLM budget refused the probe",
+    "other": "none of the above, or no error was given",
+}
+
+# --- metrics ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDef:
+    name: str
+    kind: Kind
+    unit: str  # UCUM
+    description: str
+    attributes: tuple[str, ...] = ()
+
+    def at(
+        self, time: int, value: float, attributes: Attributes | None = None, *, start_time: int | None = None
+    ) -> Metric:
+        """One point of this metric. ValueError for an attribute that the catalog does not list (a bug)."""
+        attributes = attributes or {}
+        if extra := attributes.keys() - set(self.attributes):
+            raise ValueError(f"{self.name} does not allow {sorted(extra)}")
+        return Metric(self.name, self.kind, self.unit, time, float(value), attributes, start_time)
+
+
+_DEPLOYMENT: Final = ("model", "deployment.id", "provider")
+
+HEALTH: Final = MetricDef(
+    "litellm.health",
+    "gauge",
+    "1",
+    "1 when the proxy answers liveliness, its readiness answers 2xx and nothing it says calls itself unhealthy; else 0, "
+    "also when it cannot be reached. Failing deployments alone do not change it.",
+)
+HEALTHY_MODELS: Final = MetricDef(
+    "litellm.healthy_models", "gauge", "{deployment}", "How many deployments the proxy lists as healthy."
+)
+UNHEALTHY_MODELS: Final = MetricDef(
+    "litellm.unhealthy_models", "gauge", "{deployment}", "How many deployments the proxy lists as unhealthy."
+)
+UP: Final = MetricDef("litellm.up", "gauge", "1", "1 when the proxy answers its liveliness endpoint, else 0.")
+READY: Final = MetricDef(
+    "litellm.ready", "gauge", "1", "1 when readiness answers 2xx, 0 when it answers otherwise; absent when unknown."
+)
+DEPLOYMENT_UP: Final = MetricDef(
+    "litellm.deployment.up", "gauge", "1", "1 when the proxy lists the deployment as healthy, else 0.", _DEPLOYMENT
+)
+DEPLOYMENT_FAILURE: Final = MetricDef(
+    "litellm.deployment.failure",
+    "gauge",
+    "1",
+    "1 with the class of failure; present only while the deployment fails.",
+    (*_DEPLOYMENT, "error.type", "http.response.status_code"),
+)
+DEPLOYMENT_CHECK_AGE: Final = MetricDef(
+    "litellm.deployment.check.age",
+    "gauge",
+    "s",
+    "How old the proxy's own result for the deployment is, where the proxy says it.",
+    _DEPLOYMENT,
+)
+CHECK_CACHE_AGE: Final = MetricDef(
+    "litellm.check.cache.age", "gauge", "s", "How old the proxy's shared health-check results are, where it says it."
+)
+DEPENDENCY_UP: Final = MetricDef(
+    "litellm.dependency.up",
+    "gauge",
+    "1",
+    "1 when the proxy says the dependency is connected, 0 when it says it is not; absent when it does not say.",
+    ("dependency",),
+)
+DEPENDENCY_LATENCY: Final = MetricDef(
+    "litellm.dependency.latency", "gauge", "s", "Latency of the dependency as the proxy reports it.", ("dependency",)
+)
+ROUTER_MODELS: Final = MetricDef("litellm.router.models", "gauge", "{model}", "Models the router says it has.")
+INFO: Final = MetricDef("litellm.info", "gauge", "1", "Always 1; carries the release the proxy says it is.", ("version",))
+BACKLOG_REQUESTS: Final = MetricDef(
+    "litellm.backlog.requests",
+    "gauge",
+    "{request}",
+    "Requests in the answering worker, by state (1.106 and later).",
+    ("state",),
+)
+PROBE_SUCCESS: Final = MetricDef(
+    "litellm.probe.success", "gauge", "1", "1 when the endpoint gave an answer that could be read, else 0.", ("endpoint",)
+)
+PROBE_FAILURE: Final = MetricDef(
+    "litellm.probe.failure",
+    "gauge",
+    "1",
+    "1 with the class of failure; present only while reading the endpoint fails.",
+    ("endpoint", "error.type"),
+)
+PROBE_DURATION: Final = MetricDef(
+    "litellm.probe.duration", "gauge", "s", "From the start of the request to the complete reply or failure.", ("endpoint",)
+)
+PROBE_RESPONSE_SIZE: Final = MetricDef(
+    "litellm.probe.response.size", "gauge", "By", "Decoded size of the reply.", ("endpoint",)
+)
+PROBE_BILLED_CALLS: Final = MetricDef(
+    "litellm.probe.billed_calls",
+    "sum",
+    "{call}",
+    "Upper estimate of the upstream calls that our polls of /health caused, since the agent first saw the target. "
+    "A failing deployment counts up to three.",
+)
+PROBE_BUDGET_REMAINING: Final = MetricDef(
+    "litellm.probe.budget.remaining",
+    "gauge",
+    "{call}",
+    "Billed calls left of today's budget (UTC day); absent when the budget is unlimited.",
+)
+
+METRICS: Final[tuple[MetricDef, ...]] = (
+    HEALTH,
+    HEALTHY_MODELS,
+    UNHEALTHY_MODELS,
+    UP,
+    READY,
+    DEPLOYMENT_UP,
+    DEPLOYMENT_FAILURE,
+    DEPLOYMENT_CHECK_AGE,
+    CHECK_CACHE_AGE,
+    DEPENDENCY_UP,
+    DEPENDENCY_LATENCY,
+    ROUTER_MODELS,
+    INFO,
+    BACKLOG_REQUESTS,
+    PROBE_SUCCESS,
+    PROBE_FAILURE,
+    PROBE_DURATION,
+    PROBE_RESPONSE_SIZE,
+    PROBE_BILLED_CALLS,
+    PROBE_BUDGET_REMAINING,
+)
+
+# --- changes ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeDef:
+    name: str
+    severity: Severity
+    description: str
+    attributes: tuple[str, ...] = ()
+
+    def at(
+        self, time: int, title: str, text: str = "", attributes: Attributes | None = None, *, severity: Severity | None = None
+    ) -> Change:
+        """One change of this kind. ValueError for an attribute that the catalog does not list (a bug)."""
+        attributes = attributes or {}
+        if extra := attributes.keys() - set(self.attributes):
+            raise ValueError(f"{self.name} does not allow {sorted(extra)}")
+        return Change(self.name, time, severity or self.severity, title, text, attributes)
+
+
+PROXY_DOWN: Final = ChangeDef("litellm.proxy.down", "error", "The proxy stopped answering liveliness.", ("error.type",))
+PROXY_UP: Final = ChangeDef("litellm.proxy.up", "info", "The proxy answers liveliness again.")
+READINESS_CHANGED: Final = ChangeDef(
+    "litellm.readiness.changed",
+    "warning",
+    "The proxy became ready (severity info) or not ready (warning).",
+    ("previous", "current"),
+)
+DEPENDENCY_DOWN: Final = ChangeDef(
+    "litellm.dependency.down", "error", "The proxy lost a dependency.", ("dependency",)
+)
+DEPENDENCY_UP_CHANGE: Final = ChangeDef(
+    "litellm.dependency.up", "info", "The proxy has a dependency back.", ("dependency",)
+)
+DEPLOYMENT_UNHEALTHY: Final = ChangeDef(
+    "litellm.deployment.unhealthy",
+    "warning",
+    "A deployment became unhealthy.",
+    (*_DEPLOYMENT, "error.type", "http.response.status_code"),
+)
+DEPLOYMENT_HEALTHY: Final = ChangeDef(
+    "litellm.deployment.healthy", "info", "A deployment became healthy again.", _DEPLOYMENT
+)
+DEPLOYMENT_ADDED: Final = ChangeDef("litellm.deployment.added", "info", "A deployment appeared.", _DEPLOYMENT)
+DEPLOYMENT_REMOVED: Final = ChangeDef(
+    "litellm.deployment.removed", "info", "A deployment is no longer listed.", _DEPLOYMENT
+)
+VERSION_CHANGED: Final = ChangeDef(
+    "litellm.version.changed", "info", "The proxy says it is another release.", ("previous", "current")
+)
+DATA_LOST: Final = ChangeDef(
+    "forwarder.data.lost", "error", "The agent lost events of its own, and counted them.", ("sink", "reason")
+)
+
+CHANGES: Final[tuple[ChangeDef, ...]] = (
+    PROXY_DOWN,
+    PROXY_UP,
+    READINESS_CHANGED,
+    DEPENDENCY_DOWN,
+    DEPENDENCY_UP_CHANGE,
+    DEPLOYMENT_UNHEALTHY,
+    DEPLOYMENT_HEALTHY,
+    DEPLOYMENT_ADDED,
+    DEPLOYMENT_REMOVED,
+    VERSION_CHANGED,
+    DATA_LOST,
+)

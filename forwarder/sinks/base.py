@@ -1,0 +1,85 @@
+"""The sink contract. tests/test_sink_contract.py holds every sink to it, over real sockets.
+
+A sink makes **one delivery attempt per call** and says what it came to; everything else (waiting, retrying,
+splitting, giving up, counting) is the pump's. What a sink promises:
+
+- `send` returns within `timeout` seconds, plus at most a moment of its own computing;
+- nothing stays buffered in the sink, the process or a library after `send` has returned;
+- it never changes its input, never sleeps, never retries, never starts a thread;
+- the constructor does no I/O; `close` may be called twice, and after a failed `send`;
+- no secret appears in a reason, an exception or a `repr`;
+- text in events (newlines, pipes, commas, control characters, lone surrogates) forges nothing;
+- an answer that is not the backend's own (a login page, a redirect) is not a delivery;
+- `Rejected` is returned only where the backend, having understood us, will never take these bytes.
+
+`send` is called from one thread at a time, not always the same one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from forwarder.events import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one `send` takes: events, bytes (of the spool's encoding: a bound on work, not the wire's exact limit) and
+    the age in seconds past which the backend refuses an event (None: it takes any age).
+    """
+
+    max_events: int = 1000
+    max_bytes: int = 1_000_000
+    max_age: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """Taken. `rejected` of the events were refused for good by the backend, for `reason`."""
+
+    rejected: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Not known to be stored; the same may go again, not before `after` seconds if the backend said so."""
+
+    reason: str
+    after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """These bytes will never be taken. More than one event: the pump bisects; one: it becomes a dead letter."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """The data is fine, the sink is wrong (key, URL, redirect, login page): keep everything, alarm, try slowly."""
+
+    reason: str
+
+
+Outcome = Delivered | Retry | Rejected | Blocked
+
+
+class Sink(Protocol):
+    """One configured destination. `name` is the user's, stable across restarts: the spool keeps its place by it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def limits(self) -> Limits: ...
+
+    def send(self, batches: Sequence[Batch], *, timeout: float) -> Outcome:
+        """Make one attempt to deliver all events of `batches`, in order. Blocks for `timeout` seconds at most.
+
+        An exception is a bug in the sink, not an outcome.
+        """
+        ...
+
+    def close(self) -> None: ...
