@@ -1,0 +1,78 @@
+"""What one reply said, as data: the common result of every normaliser.
+
+A `Reading` is all that leaves the normaliser. It holds only numbers, states from closed lists, and names that were
+cleaned and cut (`name`): no API base, error text, header or body.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from forwarder.events import Metric
+
+MAX_NAME: Final = 200  # characters; the shortest limit of the backends (Datadog tags)
+_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def name(value: object, limit: int = MAX_NAME) -> str | None:
+    """A name out of a reply: control characters, line separators and lone surrogates become `_`, the length is capped.
+    None when there is nothing to name.
+    """
+    if not isinstance(value, str):
+        return None
+    text = _UNPRINTABLE.sub("_", value[: limit + 1]).strip()
+    return text[:limit] or None
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """One deployment as one reply described it. `error_type` is a key of catalog.DEPLOYMENT_ERRORS, only when not up.
+    `check_age` is seconds.
+    """
+
+    id: str
+    model: str
+    provider: str | None
+    up: bool
+    error_type: str | None = None
+    http_status: int | None = None
+    check_age: float | None = None
+
+    def attributes(self) -> dict[str, str | int]:
+        found: dict[str, str | int] = {"model": self.model, "deployment.id": self.id}
+        if self.provider:
+            found["provider"] = self.provider
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one reply said. None and empty mean: it did not say.
+
+    error: a key of catalog.PROBE_ERRORS when the reply could not be read as this endpoint's answer
+    detail: one clause for a log, made by us, never text of the proxy
+    absent: this target does not have the endpoint (404, 405, 422)
+    alive: the liveliness verdict; ready: the readiness verdict
+    complaint: True when the reply calls the proxy unhealthy in its own words, False when it calls it healthy
+    version: the release the proxy says it is
+    dependencies: database, redis, router → connected or not
+    deployments: everything listed, or None when the reply did not show deployments (an empty tuple is a list of none)
+    background: evidence that the proxy checks its models by itself: True (certain), None (no evidence)
+    configured: how many deployments the proxy has configured, from model_info
+    metrics: points that follow from this reply alone
+    """
+
+    error: str | None = None
+    detail: str = ""
+    absent: bool = False
+    alive: bool | None = None
+    ready: bool | None = None
+    complaint: bool | None = None
+    version: str | None = None
+    dependencies: Mapping[str, bool] = field(default_factory=dict)
+    deployments: tuple[Deployment, ...] | None = None
+    background: bool | None = None
+    configured: int | None = None
+    metrics: tuple[Metric, ...] = ()
