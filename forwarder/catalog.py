@@ -18,7 +18,7 @@ ATTRIBUTES: Final[dict[str, str]] = {
     "litellm.target": "name of the target in the configuration; on the resource of every event about a proxy",
     "endpoint": "which endpoint was read: liveliness, readiness, health, …",
     "model": "the model as the proxy names it in its health reply, such as `openai/gpt-4o`",
-    "deployment.id": "one deployment: the proxy's `model_id`, else a digest of model and API base and an occurrence index",
+    "deployment.id": "one deployment: the proxy's `model_id`, else a digest of model and API base with an index",
     "provider": "the part of the model before the first slash, when there is one",
     "error.type": "a class of failure from a closed list, never the text of an error",
     "http.response.status_code": "the HTTP status the upstream or the proxy gave, when known",
@@ -42,7 +42,8 @@ PROBE_ERRORS: Final[dict[str, str]] = {
     "encoding": "the reply's compression is damaged",
     "proxy": "the configured forward proxy failed",
     "redirect": "a redirect, which is never followed with a key",
-    "auth": "401, 403, or 400 no_db_connection: the key is missing, wrong or not allowed (some releases also answer so while their database is down)",
+    "auth": "401, 403, or 400 no_db_connection: the key is missing, wrong or not allowed (some releases answer so too "
+    "while their database is down)",
     "not_found": "404 where every LiteLLM proxy answers: not a LiteLLM proxy, or a wrong path in the URL",
     "rate_limited": "429",
     "http_4xx": "another client error",
@@ -98,8 +99,8 @@ HEALTH: Final = MetricDef(
     "litellm.health",
     "gauge",
     "1",
-    "1 when the proxy answers liveliness, its readiness answers 2xx and nothing it says calls itself unhealthy; else 0, "
-    "also when it cannot be reached. Failing deployments alone do not change it.",
+    "1 when the proxy answers liveliness, its readiness answers 2xx and nothing it says calls itself unhealthy; else "
+    "0, also when it cannot be reached. Failing deployments alone do not change it.",
 )
 HEALTHY_MODELS: Final = MetricDef(
     "litellm.healthy_models", "gauge", "{deployment}", "How many deployments the proxy lists as healthy."
@@ -142,7 +143,9 @@ DEPENDENCY_LATENCY: Final = MetricDef(
     "litellm.dependency.latency", "gauge", "s", "Latency of the dependency as the proxy reports it.", ("dependency",)
 )
 ROUTER_MODELS: Final = MetricDef("litellm.router.models", "gauge", "{model}", "Models the router says it has.")
-INFO: Final = MetricDef("litellm.info", "gauge", "1", "Always 1; carries the release the proxy says it is.", ("version",))
+INFO: Final = MetricDef(
+    "litellm.info", "gauge", "1", "Always 1; carries the release the proxy says it is.", ("version",)
+)
 BACKLOG_REQUESTS: Final = MetricDef(
     "litellm.backlog.requests",
     "gauge",
@@ -151,7 +154,11 @@ BACKLOG_REQUESTS: Final = MetricDef(
     ("state",),
 )
 PROBE_SUCCESS: Final = MetricDef(
-    "litellm.probe.success", "gauge", "1", "1 when the endpoint gave an answer that could be read, else 0.", ("endpoint",)
+    "litellm.probe.success",
+    "gauge",
+    "1",
+    "1 when the endpoint gave an answer that could be read, else 0.",
+    ("endpoint",),
 )
 PROBE_FAILURE: Final = MetricDef(
     "litellm.probe.failure",
@@ -161,7 +168,11 @@ PROBE_FAILURE: Final = MetricDef(
     ("endpoint", "error.type"),
 )
 PROBE_DURATION: Final = MetricDef(
-    "litellm.probe.duration", "gauge", "s", "From the start of the request to the complete reply or failure.", ("endpoint",)
+    "litellm.probe.duration",
+    "gauge",
+    "s",
+    "From the start of the request to the complete reply or failure.",
+    ("endpoint",),
 )
 PROBE_RESPONSE_SIZE: Final = MetricDef(
     "litellm.probe.response.size", "gauge", "By", "Decoded size of the reply.", ("endpoint",)
@@ -170,8 +181,8 @@ PROBE_BILLED_CALLS: Final = MetricDef(
     "litellm.probe.billed_calls",
     "sum",
     "{call}",
-    "Upper estimate of the upstream calls that our polls of /health caused, since the agent first saw the target. "
-    "A failing deployment counts up to three.",
+    "Estimate of the upstream calls that our polls of /health caused, since the agent first saw the target: one for a "
+    "healthy deployment, up to three for a failing one.",
 )
 PROBE_BUDGET_REMAINING: Final = MetricDef(
     "litellm.probe.budget.remaining",
@@ -214,7 +225,13 @@ class ChangeDef:
     attributes: tuple[str, ...] = ()
 
     def at(
-        self, time: int, title: str, text: str = "", attributes: Attributes | None = None, *, severity: Severity | None = None
+        self,
+        time: int,
+        title: str,
+        text: str = "",
+        attributes: Attributes | None = None,
+        *,
+        severity: Severity | None = None,
     ) -> Change:
         """One change of this kind. ValueError for an attribute that the catalog does not list (a bug)."""
         attributes = attributes or {}
@@ -223,7 +240,14 @@ class ChangeDef:
         return Change(self.name, time, severity or self.severity, title, text, attributes)
 
 
-PROXY_DOWN: Final = ChangeDef("litellm.proxy.down", "error", "The proxy stopped answering liveliness.", ("error.type",))
+BUDGET_SPENT: Final = ChangeDef(
+    "litellm.probe.budget.spent",
+    "warning",
+    "Today's budget of billed calls does not cover another poll of /health; it is not called until the next UTC day.",
+)
+PROXY_DOWN: Final = ChangeDef(
+    "litellm.proxy.down", "error", "The proxy stopped answering liveliness.", ("error.type",)
+)
 PROXY_UP: Final = ChangeDef("litellm.proxy.up", "info", "The proxy answers liveliness again.")
 READINESS_CHANGED: Final = ChangeDef(
     "litellm.readiness.changed",
@@ -231,9 +255,7 @@ READINESS_CHANGED: Final = ChangeDef(
     "The proxy became ready (severity info) or not ready (warning).",
     ("previous", "current"),
 )
-DEPENDENCY_DOWN: Final = ChangeDef(
-    "litellm.dependency.down", "error", "The proxy lost a dependency.", ("dependency",)
-)
+DEPENDENCY_DOWN: Final = ChangeDef("litellm.dependency.down", "error", "The proxy lost a dependency.", ("dependency",))
 DEPENDENCY_UP_CHANGE: Final = ChangeDef(
     "litellm.dependency.up", "info", "The proxy has a dependency back.", ("dependency",)
 )
@@ -268,5 +290,6 @@ CHANGES: Final[tuple[ChangeDef, ...]] = (
     DEPLOYMENT_ADDED,
     DEPLOYMENT_REMOVED,
     VERSION_CHANGED,
+    BUDGET_SPENT,
     DATA_LOST,
 )

@@ -81,6 +81,7 @@ def _checked(value: str, source: str) -> Secret:
         raise SecretProblem(f"{source} is empty", "a secret was expected")
     if not value.isascii() or not value.isprintable():
         raise SecretProblem(
-            f"{source} holds characters that no HTTP header can carry", "line breaks or non-ASCII: was it pasted whole?"
+            f"{source} holds characters that no HTTP header can carry",
+            "line breaks or non-ASCII: was it pasted whole?",
         )
     return Secret(value)
