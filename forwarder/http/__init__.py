@@ -1,0 +1,7 @@
+"""One bounded GET: a total deadline, caps on bytes, no redirects, verified TLS, and paths that are never asked for."""
+
+from forwarder.http.client import Client
+from forwarder.http.endpoints import ForbiddenEndpoint
+from forwarder.http.settings import HttpProblem, tls_context
+
+__all__ = ["Client", "ForbiddenEndpoint", "HttpProblem", "tls_context"]
