@@ -7,11 +7,24 @@ cleaned and cut (`name`): no API base, error text, header or body.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from forwarder.events import Metric
+
+Endpoint = Literal[
+    "liveliness",
+    "readiness",
+    "readiness_details",
+    "health",
+    "models",
+    "services",
+    "shared_status",
+    "backlog",
+    "latest",
+    "model_info",
+]
 
 MAX_NAME: Final = 200  # characters; the shortest limit of the backends (Datadog tags)
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -59,9 +72,11 @@ class Reading:
     version: the release the proxy says it is
     dependencies: database, redis, router → connected or not
     deployments: everything listed, or None when the reply did not show deployments (an empty tuple is a list of none)
+    healthy, unhealthy: the lengths of the proxy's lists, also beyond the cap on deployments; None without the list
     background: evidence that the proxy checks its models by itself: True (certain), None (no evidence)
     configured: how many deployments the proxy has configured, from model_info
-    metrics: points that follow from this reply alone
+    metrics: points that follow from this reply alone, except those of deployments (`deployment_metrics`,
+        `count_metrics`): which endpoint they are taken from is the poller's decision
     """
 
     error: str | None = None
@@ -73,6 +88,8 @@ class Reading:
     version: str | None = None
     dependencies: Mapping[str, bool] = field(default_factory=dict)
     deployments: tuple[Deployment, ...] | None = None
+    healthy: int | None = None
+    unhealthy: int | None = None
     background: bool | None = None
     configured: int | None = None
     metrics: tuple[Metric, ...] = ()
