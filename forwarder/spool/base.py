@@ -36,7 +36,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some consecutive events of one stored batch. `start` is the position of the first, `end` the one past the last."""
+    """Consecutive events of one stored batch. `start` is the position of the first, `end` the one past the last."""
 
     start: Position
     end: Position

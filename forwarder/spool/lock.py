@@ -1,0 +1,58 @@
+"""One agent per state folder."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from forwarder.errors import StateFolderBusy, StateFolderError
+
+
+class StateLock:
+    """An advisory lock on `<state_dir>/lock`, held until `release` or the end of the process, however it ends.
+
+    The file stays: removing it would let a third process lock a new file while a second still waits for the old one.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "lock"
+        self._file: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock without waiting. Raises StateFolderBusy (names the holder's pid) or StateFolderError."""
+        if self._file is not None:
+            return
+        folder = self._path.parent
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StateFolderError(unusable(folder, error)) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+        except BlockingIOError:
+            holder = os.pread(file, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(file)
+            raise StateFolderBusy(
+                f"another litellm-forwarder (pid {holder}) uses the state folder {folder}; "
+                "stop it, or give this one a state_dir of its own in [agent]"
+            ) from None
+        except OSError as error:
+            os.close(file)
+            raise StateFolderError(unusable(folder, error)) from None
+        self._file = file
+
+    def release(self) -> None:
+        """Give the lock back; safe twice."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def unusable(folder: Path, error: OSError) -> str:
+    """The message of a StateFolderError: what, where and how to fix it."""
+    return (
+        f"cannot use the state folder {folder}: {error.strerror or error}. "
+        "Make it a folder that this user may write, or set state_dir in [agent] to another one"
+    )
