@@ -1,0 +1,316 @@
+"""One pump per sink: read from the spool, send, settle. The only place that retries, splits, buries and gives up.
+
+What an outcome leads to (the table of DESIGN and docs/architecture.md):
+
+    Delivered       settle and count; what the backend refused inside counts as rejected
+    Retry           keep everything, wait max(what the backend asked, jittered back-off), send the same again
+    Rejected, n>1   send fewer: half of what is known to hold the poison, until it is found
+    Rejected, n=1   bury it as a dead letter; after REFUSALS in a row without a delivery it is the sink that is wrong
+    Blocked         keep everything, alarm, try slowly
+    an exception    a bug in the sink: logged with its traceback, then as Retry
+
+A send that was made is never forgotten: when the spool cannot take its settlement (a full disk), the pump holds on to
+it and sends nothing more until it is written, so that a full disk causes no duplicates.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, TypeVar, assert_never
+
+from forwarder.errors import SpoolUnavailable
+from forwarder.logs import fields
+from forwarder.sinks.base import Blocked, Delivered, Outcome, Rejected, Retry, Sink
+from forwarder.spool.base import Burial, Piece, Settlement, Spool
+
+log = logging.getLogger(__name__)
+
+BACKOFF: Final = (1.0, 60.0)  # seconds: first and longest pause after a Retry
+SLOWLY: Final = (30.0, 300.0)  # the same after Blocked
+LONGEST_ASKED: Final = 3600.0  # a Retry-After beyond this is a mistake or an attack
+REFUSALS: Final = 10  # single events refused in a row before the sink itself is suspected
+GRACE: Final = 5.0  # seconds past its timeout after which a send is reported as stuck
+IDLE: Final = 5.0  # seconds between looks at an empty queue: another process may replay into it
+
+T = TypeVar("T")
+State = Literal["idle", "delivering", "retrying", "blocked", "spool_unavailable"]
+Step = Literal["done", "empty", "failed"]  # failed: a pause is due before the next
+Sleep = Callable[[float], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class PumpStatus:
+    """How a sink does, for status pages and exit codes. `since` and `last_success` are ns UTC."""
+
+    state: State = "idle"
+    since: int = 0
+    reason: str = ""
+    attempts: int = 0  # failed in a row
+    last_success: int | None = None
+
+
+class Pump:
+    def __init__(  # noqa: PLR0913 - the clock, the pauses and the dice are parameters for the sake of tests
+        self,
+        sink: Sink,
+        spool: Spool,
+        *,
+        timeout: float,
+        clock: Callable[[], int] = time.time_ns,
+        sleep: Sleep = asyncio.sleep,
+        dice: random.Random | None = None,
+    ) -> None:
+        self.sink: Final = sink
+        self.status = PumpStatus(since=clock())
+        self._spool = spool
+        self._timeout = timeout
+        self._clock = clock
+        self._sleep = sleep
+        self._dice = dice or random.Random()  # noqa: S311 - jitter, not a secret
+        self._suspect = 0  # so many events from the position on are known to hold one that is refused
+        self._refusals = 0
+        self._buried = 0  # not told yet
+        self._expired = 0  # not told yet
+        self._asked = 0.0  # seconds of pause that the backend asked for
+
+    async def run(self, stop: asyncio.Event) -> bool:
+        """Deliver until `stop` is set, then drain: go on until nothing is pending (True) or the first failure (False;
+        the data is safe, so a dead backend does not hold up a stop). Cancelling loses nothing: what was not settled
+        is read again next time.
+        """
+        while True:
+            draining = stop.is_set()
+            step = await self._step()
+            if draining and step != "done":
+                return step == "empty"
+            if step == "empty":
+                await _unless(stop, self._spool.wait(self.sink.name, IDLE))
+            elif step == "failed":
+                await _unless(stop, self._pause())
+
+    # --- one step -------------------------------------------------------------------------------------------------
+
+    async def _step(self) -> Step:
+        try:
+            if pieces := await self._read():
+                return await self._handle(pieces)
+        except SpoolUnavailable as error:
+            self._failed("spool_unavailable", str(error))
+            return "failed"
+        except Exception as error:
+            # Whatever it is, a pump that ended here would leave its sink without deliveries and nobody would know.
+            reason = f"bug in the pump: {type(error).__name__}"
+            if reason != self.status.reason:
+                log.exception("bug in the pump", extra=fields(sink=self.sink.name))
+            self._failed("retrying", reason)
+            return "failed"
+        self._tell()
+        if self.status.state in ("delivering", "retrying"):
+            self.status = replace(self.status, state="idle", reason="", since=self._clock())
+        return "empty"
+
+    async def _read(self) -> list[Piece]:
+        limits = self.sink.limits
+        # Halving what is known to hold the poison finds it in log2(n) sends; a refusing sink is asked with one event.
+        most = max(1, self._suspect // 2) if self._suspect else limits.max_events
+        if self._refusals >= REFUSALS:
+            most = 1
+        pieces = await self._spool.read(self.sink.name, max_events=most, max_bytes=limits.max_bytes)
+        self._spool_works()
+        return pieces
+
+    async def _handle(self, pieces: list[Piece]) -> Step:
+        now = self._clock()
+        too_old = self._too_old(pieces[0], now)
+        # Up to the first that is otherwise: a replayed dead letter may be older than what precedes it.
+        pieces = list(itertools.takewhile(lambda piece: self._too_old(piece, now) == too_old, pieces))
+        count = _count(pieces)
+        if too_old:
+            return await self._expire(pieces, count)
+        outcome = await self._send(pieces)
+        match outcome:
+            case Delivered():
+                return await self._delivered(pieces, outcome)
+            case Rejected() if count > 1:
+                self._suspect = count
+                return "done"
+            case Rejected():
+                return await self._bury(pieces[0], outcome.reason)
+            case Retry():
+                self._failed("retrying", outcome.reason, after=outcome.after)
+                return "failed"
+            case Blocked():
+                self._failed("blocked", outcome.reason)
+                return "failed"
+            case _:
+                assert_never(outcome)
+
+    async def _delivered(self, pieces: list[Piece], outcome: Delivered) -> Step:
+        count = _count(pieces)
+        refused = min(max(outcome.rejected, 0), count)
+        if refused:
+            log.warning(
+                "the backend took a request but refused some of its events for good",
+                extra=fields(sink=self.sink.name, events=refused, reason=outcome.reason),
+            )
+        await self._settle(Settlement(upto=pieces[-1].end, delivered=count - refused, rejected=refused))
+        self._suspect = max(0, self._suspect - count)
+        self._refusals = 0
+        self._tell()
+        now = self._clock()
+        if self.status.attempts:
+            seconds = (now - self.status.since) // 1_000_000_000
+            log.info(
+                "delivers again",
+                extra=fields(sink=self.sink.name, after=f"{seconds}s", attempts=self.status.attempts),
+            )
+        since = self.status.since if self.status.state == "delivering" else now
+        self.status = PumpStatus("delivering", since, last_success=now)
+        return "done"
+
+    async def _expire(self, pieces: list[Piece], count: int) -> Step:
+        if not self._expired:
+            log.warning("events are too old for the sink and are not sent", extra=fields(sink=self.sink.name))
+        await self._settle(Settlement(upto=pieces[-1].end, expired=count))
+        self._suspect = max(0, self._suspect - count)
+        self._expired += count
+        return "done"
+
+    async def _bury(self, piece: Piece, reason: str) -> Step:
+        if self._refusals == self._buried == 0:
+            log.warning("the sink refuses an event for good", extra=fields(sink=self.sink.name, reason=reason))
+        await self._settle(Settlement(upto=piece.end, rejected=1, dead=[Burial(piece.batch, reason)]))
+        self._suspect = 0
+        self._buried += 1
+        self._refusals += 1
+        if self._refusals < REFUSALS:
+            return "done"
+        # Everything refused is rarely the data's fault. Going on slowly keeps the backlog from being buried whole,
+        # and still gets past a long run of poison, one event a probe.
+        self._failed("blocked", f"refuses every event: {reason}")
+        return "failed"
+
+    def _tell(self) -> None:
+        """How many events were given up. That some are was said when it began; one line per event would be a flood."""
+        if self._buried:
+            log.warning(
+                "buried events as dead letters; `litellm-forwarder spool list` shows them",
+                extra=fields(sink=self.sink.name, events=self._buried),
+            )
+        if self._expired:
+            log.warning("left out events that were too old", extra=fields(sink=self.sink.name, events=self._expired))
+        self._buried = self._expired = 0
+
+    # --- failing and waiting --------------------------------------------------------------------------------------
+
+    def _failed(self, state: State, reason: str, after: float | None = None) -> None:
+        if (self.status.state, self.status.reason) != (state, reason):
+            say = log.warning if state == "retrying" else log.error
+            say(_SAYING[state], extra=fields(sink=self.sink.name, reason=reason))
+        since = self.status.since if self.status.attempts else self._clock()
+        # Compared, because a backend may well ask for "nan" seconds.
+        self._asked = after if after is not None and after > 0 else 0.0
+        self.status = replace(self.status, state=state, reason=reason, since=since, attempts=self.status.attempts + 1)
+
+    def _spool_works(self) -> None:
+        if self.status.state == "spool_unavailable":
+            log.info("the spool can be used again", extra=fields(sink=self.sink.name))
+            self.status = replace(self.status, state="idle", reason="", since=self._clock(), attempts=0)
+
+    async def _pause(self) -> None:
+        first, longest = SLOWLY if self.status.state == "blocked" else BACKOFF
+        exponent = min(max(self.status.attempts - 1, 0), 16)
+        jittered = min(longest, first * 2.0**exponent) * self._dice.uniform(0.5, 1.0)
+        await self._sleep(max(min(self._asked, LONGEST_ASKED), jittered))
+
+    # --- the sink and the spool -----------------------------------------------------------------------------------
+
+    async def _send(self, pieces: Sequence[Piece]) -> Outcome:
+        batches = [piece.batch for piece in pieces]
+
+        def attempt() -> object:
+            # As a value, because a future lets neither StopIteration nor CancelledError through as what they are.
+            try:
+                return self.sink.send(batches, timeout=self._timeout)
+            except BaseException as error:  # noqa: BLE001 - a bug of the sink must not end the pump
+                return error
+
+        sending = in_thread(attempt, f"send-{self.sink.name}")
+        done, _ = await asyncio.wait([sending], timeout=self._timeout + GRACE)
+        if not done:
+            # It cannot be ended from outside, and a second send beside it would break the contract: tell and wait.
+            self._failed("retrying", "bug in the sink: a send does not return within its timeout")
+        answer = await sending
+        if isinstance(answer, Delivered | Retry | Rejected | Blocked):
+            return answer
+        error = answer if isinstance(answer, BaseException) else None
+        reason = f"bug in the sink: {'it raised' if error else 'it answered'} {type(answer).__name__}"
+        if reason != self.status.reason:
+            log.error("bug in the sink", exc_info=error, extra=fields(sink=self.sink.name))
+        return Retry(reason)
+
+    async def _settle(self, settlement: Settlement) -> None:
+        pause = BACKOFF[0]
+        while True:
+            try:
+                await self._spool.settle(self.sink.name, settlement)
+            except SpoolUnavailable as error:
+                self._failed("spool_unavailable", str(error))
+                await self._sleep(pause)
+                pause = min(BACKOFF[1], pause * 2)
+            else:
+                self._spool_works()
+                return
+
+    def _too_old(self, piece: Piece, now: int) -> bool:
+        limit = self.sink.limits.max_age
+        return limit is not None and now - piece.batch.time > limit * 1e9
+
+
+_SAYING: Final = {
+    "retrying": "cannot deliver; the spool keeps everything, trying again",
+    "blocked": "the sink is blocked; the spool keeps everything, trying slowly",
+    "spool_unavailable": "the spool cannot be used; nothing is sent until it can",
+}
+
+
+def _count(pieces: Sequence[Piece]) -> int:
+    return sum(len(piece.batch.events) for piece in pieces)
+
+
+async def _unless(stop: asyncio.Event, waiting: Coroutine[Any, Any, None]) -> None:
+    """Wait, but not past `stop`."""
+    tasks = [asyncio.ensure_future(waiting), asyncio.ensure_future(stop.wait())]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0] in done:
+            tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def in_thread(work: Callable[[], T], name: str) -> asyncio.Future[T]:
+    """Run blocking work, which must not raise, in a daemon thread of its own. An executor's threads would be joined
+    at exit, where one stuck send could hold the process for ever.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def finish(result: T) -> None:
+        if not future.cancelled():
+            future.set_result(result)
+
+    def run() -> None:
+        result = work()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is going, nobody waits
+            loop.call_soon_threadsafe(finish, result)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
