@@ -1,0 +1,92 @@
+"""Where batches enter the spool, and where what could not enter, or had to make way, is counted and told.
+
+Losing data silently is the one thing this agent must not do: each loss is logged once, counted by sink and reason, and
+reported as a `forwarder.data.lost` change as soon as the spool takes it, at most once a minute.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from forwarder import catalog
+from forwarder.errors import SpoolUnavailable
+from forwarder.events import Attributes, Batch, Resource
+from forwarder.logs import fields
+from forwarder.spool.base import Spool
+
+log = logging.getLogger(__name__)
+
+TELL_EVERY: Final = 60_000_000_000  # ns
+
+
+class Intake:
+    def __init__(
+        self, spool: Spool, resource: Mapping[str, str | int], *, clock: Callable[[], int] = time.time_ns
+    ) -> None:
+        self._spool = spool
+        self._resource = Resource(dict(resource))
+        self._clock = clock
+        self._untold: Counter[tuple[str, str]] = Counter()  # (sink or "", reason) → events
+        self._told_at = 0
+        self._unavailable_since: int | None = None
+
+    async def put(self, batch: Batch | None, state: Mapping[str, bytes] | None = None) -> bool:
+        """Store both or neither. False when the spool cannot take them now: the batch is lost, counted and told; the
+        caller keeps its state as it was.
+        """
+        try:
+            result = await self._spool.put(batch, state)
+        except SpoolUnavailable as error:
+            self._lose(batch, str(error))
+            return False
+        if self._unavailable_since is not None:
+            seconds = (self._clock() - self._unavailable_since) // 1_000_000_000
+            log.info("the spool takes events again", extra=fields(after=f"{seconds}s"))
+            self._unavailable_since = None
+        for sink, events in result.dropped.items():
+            if not self._untold[sink, "spool_full"]:
+                log.error("the spool is full: the oldest events make way", extra=fields(sink=sink))
+            self._untold[sink, "spool_full"] += events
+        await self._report()
+        return True
+
+    async def _report(self) -> None:
+        """Put what was lost as changes, and what was found damaged; at most once a minute."""
+        now = self._clock()
+        if 0 <= now - self._told_at < TELL_EVERY:
+            return
+        damage = await self._spool.damage()
+        if not damage and not self._untold:
+            return
+        changes = []
+        for (sink, reason), events in sorted(self._untold.items()):
+            attributes: Attributes = {"reason": reason, "sink": sink} if sink else {"reason": reason}
+            title = f"{events:,} events lost" + (f" for sink {sink}" if sink else "")
+            changes.append(catalog.DATA_LOST.at(now, title, _REASONS[reason], attributes))
+            log.error("events were lost", extra=fields(events=events, sink=sink or None, reason=reason))
+        for each in damage:
+            log.error("the spool was damaged", extra=fields(reason=each.reason, moved_to=each.moved_to or None))
+            title = "the spool was damaged: what was in it is not delivered"
+            changes.append(catalog.DATA_LOST.at(now, title, _REASONS["spool_corrupt"], {"reason": "spool_corrupt"}))
+        try:
+            await self._spool.put(Batch(self._resource, now, tuple(changes)))
+        except SpoolUnavailable:
+            return  # told another time
+        self._untold.clear()
+        self._told_at = now
+
+    def _lose(self, batch: Batch | None, reason: str) -> None:
+        if batch is not None:
+            self._untold["", "spool_unavailable"] += len(batch.events)
+        if self._unavailable_since is None:
+            self._unavailable_since = self._clock()
+            log.error("the spool cannot take events; they are lost until it can", extra=fields(reason=reason))
+
+
+_REASONS: Final = {
+    "spool_full": "The spool reached its limit of bytes or age, and the oldest undelivered events made way.",
+    "spool_unavailable": "The spool could not be written (disk full, read-only or failing) when these were observed.",
+    "spool_corrupt": "The spool's file could not be read. It was moved aside and a new one started.",
+}

@@ -1,0 +1,367 @@
+"""What to read of one target and when: from a due endpoint to a batch in the spool.
+
+The agent ticks every endpoint at the target's interval; the poller decides whether the tick becomes a poll. It holds
+back from endpoints that the target does not have or that refuse the key, and asks the cost guard before `/health`.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple, get_args
+
+import msgspec
+
+from forwarder import catalog, cost
+from forwarder.config import Target
+from forwarder.errors import CodecError
+from forwarder.events import Batch, Delta, Event, Metric, Resource
+from forwarder.http import Client
+from forwarder.intake import Intake
+from forwarder.logs import fields
+from forwarder.normalize import changes, normalize
+from forwarder.normalize.deployments import count_metrics, deployment_metrics
+from forwarder.normalize.proxy import verdict
+from forwarder.normalize.reading import Endpoint, Reading
+from forwarder.reply import Failure, Reply
+
+log = logging.getLogger(__name__)
+
+PATHS: Final[dict[Endpoint, str]] = {
+    "liveliness": "/health/liveliness",
+    "readiness": "/health/readiness",
+    "readiness_details": "/health/readiness/details",
+    "models": "/health/models",
+    "services": "/health/services",
+    "shared_status": "/health/shared-status",
+    "backlog": "/health/backlog",
+    "latest": "/health/latest",
+    "model_info": "/model/info",
+    "health": "/health",
+}
+LIVELINESS_ALIAS: Final = "/health/liveness"
+
+ABSENT_RETRY: Final = 3600.0  # seconds until an endpoint that a target does not have is tried again
+AUTH_RETRY: Final = 300.0  # the same where the key was refused: a rotated key heals, a wrong one does not hammer
+MODEL_INFO_INTERVAL: Final = 3600.0  # it is large (1.7 MB for 200 deployments) and only counts deployments
+
+LARGE: Final = 512 * 1024  # bytes of a reply; ordinary ones (200 deployments) take 2 to 4 ms
+LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+TRANSPORT: Final = frozenset(str(failure) for failure in Failure)
+UNREACHED: Final = frozenset({"dns", "refused", "unreachable", "tls", "proxy"})
+
+
+async def fetch(client: Client, endpoint: Endpoint, timeout: float) -> Reply:
+    """One endpoint of a target, within `timeout` seconds."""
+    reply = await client.get(PATHS[endpoint], timeout=timeout)
+    if endpoint == "liveliness" and reply.status == 404:
+        reply = await client.get(LIVELINESS_ALIAS, timeout=timeout)
+    return reply
+
+
+class Said(NamedTuple):
+    """What an endpoint said last, and until when (ns UTC) that counts."""
+
+    reading: Reading
+    until: int
+
+
+class Poller:
+    """One target. `open` reads what a previous run stored; `tick` is called by the schedule."""
+
+    def __init__(
+        self,
+        target: Target,
+        client: Client,
+        intake: Intake,
+        resource: Mapping[str, str | int],
+        *,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.target: Final = target
+        self.endpoints: Final[tuple[Endpoint, ...]] = tuple(e for e in get_args(Endpoint) if self._wanted(e))
+        self._client = client
+        self._intake = intake
+        self._clock = clock
+        self._resource = Resource({**resource, "litellm.target": target.name})
+        health = target.health
+        self._budget = cost.Budget(
+            interval=health.interval,
+            cheap_interval=target.interval,
+            per_day=health.max_billed_calls_per_day,
+            background=health.background,
+        )
+        self._account = cost.Account(opened=clock())
+        self._changes = changes.ChangeState()
+        self._stored: dict[str, bytes] = {}
+        self._lock = asyncio.Lock()  # one reply at a time becomes a batch
+        self._busy: set[Endpoint] = set()
+        self._last: dict[Endpoint, Said] = {}
+        self._source: Endpoint = "health"
+        self._not_before: dict[Endpoint, int] = {}
+        self._failing: dict[str, dict[Endpoint, int]] = {}  # error → endpoint → since (ns)
+        self._told_deployments: int | None = None
+
+    def _wanted(self, endpoint: Endpoint) -> bool:
+        if endpoint == "health":
+            return self.target.health.enabled
+        if endpoint == "model_info" and not (self.target.health.enabled and self.target.health.background != "on"):
+            return False  # it serves the cost guard alone
+        return endpoint not in self.target.skip
+
+    # --- state that survives restarts -------------------------------------------------------------------------------
+
+    def open(self, state: Mapping[str, bytes]) -> None:
+        """Take up what the last run stored. State that cannot be read starts anew, with a line in the log."""
+        try:
+            if data := state.get(self._key("changes")):
+                self._changes = changes.decode(data)
+                self._stored[self._key("changes")] = data
+            if data := state.get(self._key("cost")):
+                self._account = cost.decode(data)
+                self._stored[self._key("cost")] = data
+        except CodecError as error:
+            log.warning("stored state cannot be read and starts anew", extra=self._fields(reason=error))
+        if self._account.deployments is not None:
+            self._tell_cost(self._account)  # else when model_info has been asked, a moment after the start
+
+    def _key(self, kind: str) -> str:
+        return f"{kind}/{self.target.name}"
+
+    # --- when -------------------------------------------------------------------------------------------------------
+
+    def due(self, endpoint: Endpoint) -> bool:
+        """True when a tick should become a poll now."""
+        if endpoint in self._busy:
+            return False
+        now = self._clock()
+        # A clock that was set back must not silence an endpoint for longer than its own pause.
+        if 0 < self._not_before.get(endpoint, 0) - now <= ABSENT_RETRY * 1e9:
+            return False
+        if endpoint != "health":
+            return True
+        # /health waits until every cheap endpoint has had its say: they may show that it is not needed, or free.
+        if any(e not in self._last for e in self.endpoints if e != "health"):
+            return False
+        # A proxy that is down, or too busy to say that it lives, is not asked for its most expensive answer.
+        liveliness = self._last.get("liveliness")
+        if liveliness is not None and liveliness.reading.alive is False:
+            return False
+        # Ticks come a little early or late; a poll must not slip a whole tick for that.
+        return cost.due_in(self._account, self._budget, now) <= self.target.interval / 2
+
+    async def tick(self, endpoint: Endpoint) -> None:
+        """Poll the endpoint if it is due."""
+        if not self.due(endpoint):
+            return
+        self._busy.add(endpoint)
+        try:
+            await self._poll(endpoint)
+        finally:
+            self._busy.discard(endpoint)
+
+    async def _poll(self, endpoint: Endpoint) -> None:
+        timeout = self.target.timeout
+        if endpoint == "health":
+            if not await self._may_spend():
+                return
+            timeout = self.target.health.timeout
+        reply = await fetch(self._client, endpoint, timeout)
+        keyed = self.target.api_key is not None
+        if len(reply.body) > LARGE:  # seconds of work in the worst case (8 MB made for it); the loop must go on
+            reading = await asyncio.to_thread(normalize, endpoint, reply, keyed=keyed)
+        else:
+            reading = normalize(endpoint, reply, keyed=keyed)
+        async with self._lock:
+            await self._absorb(endpoint, reply, reading)
+
+    async def _may_spend(self) -> bool:
+        """Ask the cost guard, and book the poll durably before it is made."""
+        now = self._clock()
+        async with self._lock:
+            self._account = cost.today(self._account, now)
+            if not cost.affordable(self._account, self._budget):
+                await self._refuse(now)
+                return False
+            self._account = cost.charge(self._account, self._budget, now)
+            booked = await self._intake.put(None, self._changed(self._account, self._changes))
+            if not booked and not cost.free(self._account, self._budget):
+                # What cannot be booked is not spent: a crash loop over a full disk must not run up a bill.
+                self._failed("health", now, "not_booked", "not polled: its cost cannot be written to the spool")
+                return False
+        return True
+
+    async def _refuse(self, now: int) -> None:
+        account = msgspec.structs.replace(self._account, last=now)
+        events = self._cost_metrics(account, now)
+        if account.told != account.day:
+            account = msgspec.structs.replace(account, told=account.day)
+            need, left = cost.expected(account), cost.remaining(account, self._budget) or 0
+            text = (
+                f"{left:,} of {self._budget.per_day or 0:,} calls are left today and the next poll may cost {need:,}"
+            )
+            log.warning(
+                "the budget for billed calls is spent: /health is not polled until the next UTC day",
+                extra=self._fields(left=left, next_poll=need, budget=self._budget.per_day),
+            )
+            title = f"{self.target.name}: budget for billed health checks is spent"
+            events.append(catalog.BUDGET_SPENT.at(now, title, text))
+        await self._put(now, events, account, self._changes)
+
+    # --- from a reading to a batch ----------------------------------------------------------------------------------
+
+    async def _absorb(self, endpoint: Endpoint, reply: Reply, reading: Reading) -> None:
+        now = reply.time
+        self._note(endpoint, reading, now)
+        account = self._learn(endpoint, reading, reply.elapsed)
+        events: list[Event] = [*reading.metrics, *self._verdict(endpoint, now)]
+        if endpoint == "health":
+            events += self._cost_metrics(account, now)
+        if endpoint == self._source and reading.deployments is not None:
+            events += deployment_metrics(reading.deployments, now)
+            events += count_metrics(reading, now)
+        state, told = changes.observe(
+            self._changes,
+            reading,
+            time=now,
+            failure_threshold=self.target.changes.failure_threshold,
+            success_threshold=self.target.changes.success_threshold,
+            target=self.target.name,
+            source=endpoint if endpoint == self._source else None,
+        )
+        await self._put(now, [*events, *told], account, state)
+        for change in told:
+            log.log(LEVELS[change.severity], change.title, extra=self._fields(change=change.name))
+
+    def _note(self, endpoint: Endpoint, reading: Reading, now: int) -> None:
+        """Remember what the endpoint said, when to ask again, and log what is new about it."""
+        interval = self._budget.interval + self.target.health.timeout if endpoint == "health" else self.target.interval
+        self._last[endpoint] = Said(reading, now + int((2 * interval + self.target.timeout) * 1e9))
+        pause = 0.0
+        if reading.absent:
+            pause = ABSENT_RETRY
+            log.debug("the target does not have the endpoint", extra=self._fields(endpoint=endpoint))
+        elif reading.error == "auth" or (reading.error and endpoint == "model_info"):
+            pause = AUTH_RETRY
+        elif endpoint == "model_info":
+            pause = MODEL_INFO_INTERVAL
+        self._not_before[endpoint] = now + int(pause * 1e9)
+        if endpoint == "models" and reading.deployments is not None:
+            self._source = "models"
+        elif endpoint == "models" and reading.absent:
+            self._source = "health"
+        if reading.error not in UNREACHED:  # an answer, whatever it says: the way there is open again
+            for error in UNREACHED & self._failing.keys():
+                for other in list(self._failing[error]):
+                    self._recovered(other, now)
+        if reading.error:
+            self._failed(endpoint, now, reading.error, reading.detail)
+        else:
+            self._recovered(endpoint, now)
+
+    def _learn(self, endpoint: Endpoint, reading: Reading, elapsed: float) -> cost.Account:
+        """The cost account after this reading."""
+        account, was_free = self._account, cost.free(self._account, self._budget)
+        if endpoint == "health":
+            account = cost.correct(account, self._budget, reading, elapsed)
+        elif reading.background:
+            account = cost.learn(account, reading, elapsed)
+        if reading.configured is not None:
+            account = msgspec.structs.replace(account, deployments=reading.configured)
+        if cost.free(account, self._budget) != was_free:
+            if was_free:
+                log.warning(
+                    "/health is slow: the proxy seems to call its deployments on each poll, so it is billed again",
+                    extra=self._fields(elapsed=f"{elapsed:.1f}s"),
+                )
+            else:
+                log.info(
+                    "the proxy checks its deployments in the background: /health costs nothing and is polled often "
+                    '(health.background = "off" says otherwise)',
+                    extra=self._fields(certain=account.certain),
+                )
+        if endpoint in ("health", "model_info"):
+            self._tell_cost(account)
+        return account
+
+    def _verdict(self, endpoint: Endpoint, now: int) -> list[Metric]:
+        """litellm.health, with each reply that bears on it."""
+        if endpoint not in ("liveliness", "readiness", "health"):
+            return []
+        fresh = {e: said.reading for e, said in self._last.items() if now <= said.until}
+        liveliness, readiness = fresh.get("liveliness"), fresh.get("readiness")
+        alive = liveliness.alive if liveliness else None
+        ready = readiness.ready if readiness else None
+        # Not answering is not answering 2xx; only what we were not allowed to see stays unknown.
+        if readiness and ready is None and readiness.error in TRANSPORT:
+            ready = False
+        health = verdict(alive, ready, [reading.complaint for reading in fresh.values()])
+        return [] if health is None else [catalog.HEALTH.at(now, health)]
+
+    def _cost_metrics(self, account: cost.Account, now: int) -> list[Event]:
+        total = catalog.PROBE_BILLED_CALLS.at(now, account.total, start_time=account.opened)
+        delta = Delta(account.reported_at or account.opened, float(account.total - account.reported))
+        events: list[Event] = [msgspec.structs.replace(total, delta=delta)]
+        left = cost.remaining(account, self._budget)
+        if left is not None:
+            events.append(catalog.PROBE_BUDGET_REMAINING.at(now, left))
+        return events
+
+    async def _put(self, now: int, events: list[Event], account: cost.Account, state: changes.ChangeState) -> None:
+        if any(event.name == catalog.PROBE_BILLED_CALLS.name for event in events):
+            reported = msgspec.structs.replace(account, reported=account.total, reported_at=now)
+        else:
+            reported = account
+        changed = self._changed(reported, state)
+        batch = Batch(self._resource, now, tuple(events)) if events else None
+        if (batch is not None or changed) and not await self._intake.put(batch, changed):
+            # A change that could not be stored must be found again, and a delta reported later; but money that was
+            # spent stays spent.
+            self._account = account
+            return
+        self._account = reported
+        self._changes = state
+        self._stored |= changed
+
+    def _changed(self, account: cost.Account, state: changes.ChangeState) -> dict[str, bytes]:
+        """The states as they are to be stored, where they differ from what is."""
+        now = {self._key("cost"): cost.encode(account), self._key("changes"): changes.encode(state)}
+        return {key: value for key, value in now.items() if self._stored.get(key) != value}
+
+    # --- one line per thing that matters ----------------------------------------------------------------------------
+
+    def _fields(self, **values: object) -> dict[str, dict[str, object]]:
+        return fields(target=self.target.name, **values)
+
+    def _failed(self, endpoint: Endpoint, now: int, error: str, detail: str) -> None:
+        """One line per target and class of failure, however many endpoints share it and however often it comes."""
+        for other, since in list(self._failing.items()):
+            if other != error and endpoint in since:
+                self._recovered(endpoint, now)
+        since = self._failing.setdefault(error, {})
+        if not since:
+            log.warning(
+                f"cannot read the proxy: {detail}" if detail else "cannot read the proxy",
+                extra=self._fields(endpoint=endpoint, error=error),
+            )
+        elif endpoint not in since:
+            log.debug("nor this endpoint", extra=self._fields(endpoint=endpoint, error=error))
+        since.setdefault(endpoint, now)
+
+    def _recovered(self, endpoint: Endpoint, now: int) -> None:
+        for error, since in list(self._failing.items()):
+            began = since.pop(endpoint, None)
+            if began is not None and not since:
+                del self._failing[error]
+                seconds = (now - began) // 1_000_000_000
+                log.info("no longer", extra=self._fields(endpoint=endpoint, error=error, after=f"{seconds}s"))
+
+    def _tell_cost(self, account: cost.Account) -> None:
+        """The arithmetic, at start and once more when the number of deployments becomes known or doubles."""
+        if cost.free(account, self._budget) or "health" not in self.endpoints:
+            return
+        told, now = self._told_deployments, account.deployments
+        if told is not None and (not now or 0 < told <= now < 2 * told or now < told):
+            return
+        self._told_deployments = now or 0
+        log.warning(cost.arithmetic(account, self._budget), extra=self._fields())
