@@ -1,0 +1,241 @@
+"""Every command as a user calls it: what it says, how it exits, and that nobody is shown a traceback."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from backends.http_server import ScriptedServer, always, hang
+from backends.litellm import Deployment, FakeLiteLLM
+from program import Finished, call, write_config
+
+from forwarder import catalog
+from forwarder.events import Batch, Resource
+from forwarder.spool.base import Burial, Position, Settlement
+from forwarder.spool.sqlite import SqliteSpool
+
+
+def said(finished: Finished, code: int, *parts: str) -> None:
+    """The exit code, the parts in what was said, and no traceback."""
+    assert finished.code == code, finished
+    for part in parts:
+        assert part in finished.out + finished.err
+    assert "Traceback" not in finished.err
+
+
+# --- check ------------------------------------------------------------------------------------------------------
+
+
+async def test_check_a_healthy_proxy(tmp_path: Path) -> None:
+    """One line, exit code 0, and only what needs no key and costs nothing is asked."""
+    async with FakeLiteLLM(key="sk-x") as proxy:
+        finished = await call("check", proxy.url, cwd=tmp_path)
+        said(finished, 0, f"healthy: {proxy.url}: alive and ready\n")
+        assert {request.path for request in proxy.requests} == {"/health/liveliness", "/health/readiness"}
+
+
+async def test_check_an_unhealthy_proxy(tmp_path: Path) -> None:
+    """Alive, but its database is gone: exit code 1."""
+    async with FakeLiteLLM() as proxy:
+        proxy.db = "disconnected"
+        said(await call("check", proxy.url, cwd=tmp_path), 1, "unhealthy: ", "alive, but")
+
+
+async def test_check_an_unreachable_proxy(tmp_path: Path) -> None:
+    """Nothing listens; a host that does not answer; a name that does not resolve: exit code 2."""
+    async with FakeLiteLLM() as proxy:
+        await proxy.stop()
+        said(await call("check", proxy.url, cwd=tmp_path), 2, "unreachable: ", "nothing listens there")
+    async with ScriptedServer(always(hang())) as server:
+        said(
+            await call("check", server.url, "--timeout", "0.3", cwd=tmp_path), 2, "unreachable: ", "no answer in time"
+        )
+    said(await call("check", "http://no-such-host.invalid", cwd=tmp_path), 2, "does not resolve")
+
+
+async def test_check_quietly(tmp_path: Path) -> None:
+    """For scripts that want the exit code alone."""
+    async with FakeLiteLLM() as proxy:
+        assert await call("check", "-q", proxy.url, cwd=tmp_path) == Finished(0, "", "")
+
+
+async def test_check_the_configured_targets(tmp_path: Path) -> None:
+    """Without a URL: every target, and the worst of their exit codes."""
+    async with FakeLiteLLM() as one, FakeLiteLLM() as two:
+        write_config(tmp_path, [one.url, two.url])
+        await two.stop()
+        said(await call("check", cwd=tmp_path), 2, f"healthy: {one.url}", f"unreachable: {two.url}")
+
+
+# --- inspect ----------------------------------------------------------------------------------------------------
+
+
+async def test_inspect_does_not_pay_unasked(tmp_path: Path) -> None:
+    """Where nobody can be asked (no terminal), /health is not called, and the output says so."""
+    async with FakeLiteLLM() as proxy:
+        said(await call("inspect", proxy.url, cwd=tmp_path), 0, "HEALTHY", "1.106.2", "--yes")
+        assert proxy.asked("/health") == proxy.billed_calls == 0
+
+
+async def test_inspect_with_yes_shows_each_deployment_with_its_class(tmp_path: Path) -> None:
+    """Counts, failing ones first, error classes; none of the secrets in the reply."""
+    async with FakeLiteLLM("1.80.17", key="sk-x") as proxy:
+        proxy.deployments = [Deployment("openai/good", "a"), Deployment("openai/bad", "b", error="rate_limit")]
+        finished = await call("inspect", proxy.url, "--yes", cwd=tmp_path, env={"LITELLM_API_KEY": "sk-x"})
+        said(finished, 0, "1 healthy", "1 failing", "FAIL  openai/bad", "rate_limit")
+        assert finished.out.index("openai/bad") < finished.out.index("openai/good")
+        assert "LEAKTEST" not in finished.out
+        assert "\x1b" not in finished.out  # colour is for terminals
+
+
+async def test_inspect_as_json_is_for_programs(tmp_path: Path) -> None:
+    """The same facts, in one parseable document."""
+    async with FakeLiteLLM("documented") as proxy:
+        proxy.db, proxy.redis = "connected", "disconnected"
+        finished = await call("inspect", proxy.url, "--yes", "--json", cwd=tmp_path)
+        (view,) = json.loads(finished.out)
+        assert view["status"] == "healthy"
+        assert view["dependencies"]["redis"] == "disconnected"
+        assert view["healthy"] == 2
+        assert view["endpoints"]["backlog"]["state"] == "absent"
+
+
+async def test_inspect_a_proxy_that_is_not_there(tmp_path: Path) -> None:
+    """Says so and exits with 2; nothing is asked for."""
+    async with FakeLiteLLM() as proxy:
+        await proxy.stop()
+        said(await call("inspect", proxy.url, "--yes", cwd=tmp_path), 2, "UNREACHABLE", "nothing listens there")
+
+
+async def test_inspect_an_unknown_target(tmp_path: Path) -> None:
+    """Names those there are."""
+    write_config(tmp_path, ["http://127.0.0.1:1"])
+    said(await call("inspect", "-t", "nope", cwd=tmp_path), 64, "nope", "t0")
+
+
+# --- validate and the configuration -------------------------------------------------------------------------------
+
+
+async def test_validate(tmp_path: Path) -> None:
+    """Good: one line and the arithmetic. Bad: everything at once and exit code 78."""
+    write_config(tmp_path, ["http://127.0.0.1:1"])
+    said(await call("validate", cwd=tmp_path), 0, "valid; 1 target, 1 sink", "288 polls a day")
+    (tmp_path / "config.toml").write_text('[agent]\nstate_dri = "x"\n[[targets]]\nname = "a"\nurl = "ftp://x"\n')
+    said(
+        await call("validate", cwd=tmp_path),
+        78,
+        "3 problems",
+        "agent.state_dri",
+        "state_dir",
+        "targets[0].url",
+        "sinks",
+    )
+    said(await call("run", cwd=tmp_path), 78, "3 problems")
+
+
+async def test_no_configuration(tmp_path: Path) -> None:
+    """Says where it looked."""
+    said(await call("run", cwd=tmp_path), 78, "config.toml", "/etc/litellm-forwarder", "--config")
+
+
+async def test_schema(tmp_path: Path) -> None:
+    """For editors."""
+    finished = await call("validate", "--schema", cwd=tmp_path)
+    assert json.loads(finished.out)["properties"].keys() >= {"agent", "targets", "sinks"}
+
+
+# --- catalog, completion, help ------------------------------------------------------------------------------------
+
+
+async def test_catalog(tmp_path: Path) -> None:
+    """Every metric and change, for people and for programs."""
+    finished = await call("catalog", cwd=tmp_path)
+    for name in [metric.name for metric in catalog.METRICS] + [change.name for change in catalog.CHANGES]:
+        assert name in finished.out
+    listed = json.loads((await call("catalog", "--json", cwd=tmp_path)).out)
+    assert [metric["name"] for metric in listed["metrics"]] == [metric.name for metric in catalog.METRICS]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+async def test_completion(shell: str, tmp_path: Path) -> None:
+    """The script is printed, and what it calls completes commands."""
+    said(await call("completion", shell, cwd=tmp_path), 0, "_LITELLM_FORWARDER_COMPLETE")
+    env = {"_LITELLM_FORWARDER_COMPLETE": "bash_complete", "COMP_WORDS": "litellm-forwarder in", "COMP_CWORD": "1"}
+    said(await call(cwd=tmp_path, env=env), 0, "inspect")
+
+
+@pytest.mark.parametrize(
+    "command", ["", "run", "poll", "check", "inspect", "validate", "spool", "spool replay", "catalog", "completion"]
+)
+async def test_help(command: str, tmp_path: Path) -> None:
+    """Every command explains itself."""
+    said(await call(*command.split(), "--help", cwd=tmp_path), 0, "Usage: litellm-forwarder")
+
+
+@pytest.mark.parametrize("wrong", [["nope"], ["poll"], ["check", "--nope"], ["spool", "replay", "--sink", "a"]])
+async def test_a_wrong_command_line(wrong: list[str], tmp_path: Path) -> None:
+    """Exit code 64, so that it is not taken for an unreachable proxy (2)."""
+    said(await call(*wrong, cwd=tmp_path), 64, "Usage:")
+
+
+async def test_a_bad_url(tmp_path: Path) -> None:
+    """The problem and the fix; a password in it is not echoed."""
+    finished = await call("check", "http://user:CANARY@host", cwd=tmp_path)
+    said(finished, 78, "URL")
+    assert "CANARY" not in finished.err
+
+
+# --- spool --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def buried(tmp_path: Path) -> Path:
+    """A folder whose spool has three events for the console, two of them dead letters."""
+    write_config(tmp_path, ["http://127.0.0.1:1"])
+    spool = SqliteSpool(tmp_path / "state" / "spool.db")
+    await spool.open()
+    await spool.attach(["console"])
+    now = time.time_ns()
+    events = tuple(catalog.UP.at(now, value) for value in (0, 1, 1))
+    batch = Batch(Resource({"litellm.target": "eu"}), now, events)
+    await spool.put(batch)
+    dead = [Burial(Batch(batch.resource, now, (event,)), "bad name") for event in events[:2]]
+    (piece,) = await spool.read("console", max_events=2, max_bytes=10_000)
+    assert piece.end > Position()
+    await spool.settle("console", Settlement(upto=piece.end, rejected=2, dead=dead))
+    await spool.close()
+    return tmp_path
+
+
+async def test_ledger_and_dead_letters(buried: Path) -> None:
+    """What became of every event, and the letters one by one."""
+    said(await call("spool", "ledger", cwd=buried), 0, "console", "yes")
+    finished = await call("spool", "list", cwd=buried)
+    assert len(finished.out.splitlines()) == 2
+    said(finished, 0, "litellm.up", "bad name")
+    letter = json.loads((await call("spool", "show", "1", cwd=buried)).out)
+    assert letter["event"]["resource"] == {"litellm.target": "eu"}
+    said(await call("spool", "show", "77", cwd=buried), 64, "no dead letter 77")
+
+
+async def test_replay_and_purge(buried: Path) -> None:
+    """One goes back into the queue and is delivered by the next round, the other is forgotten; the ledger adds up."""
+    said(await call("spool", "replay", "1", "--sink", "console", cwd=buried), 0, "1 put back")
+    said(await call("spool", "purge", "--all", "--sink", "console", cwd=buried), 0, "1 forgotten")
+    said(await call("spool", "list", cwd=buried), 0, "no dead letters")
+    (account,) = json.loads((await call("spool", "ledger", "--json", cwd=buried)).out)
+    assert (account["accepted"], account["pending"], account["rejected"]) == (3, 2, 1)
+
+
+async def test_no_spool_yet(tmp_path: Path) -> None:
+    """Says where it would be, and creates nothing."""
+    write_config(tmp_path, ["http://127.0.0.1:1"])
+    said(await call("spool", "ledger", cwd=tmp_path), 73, "state")
+    assert not (tmp_path / "state").exists()
+
+
+async def test_a_state_folder_that_cannot_be(tmp_path: Path) -> None:
+    """Exit code 73, what, where and how to mend it."""
+    write_config(tmp_path, ["http://127.0.0.1:1"])
+    (tmp_path / "state").write_text("a file")
+    said(await call("run", cwd=tmp_path), 73, str(tmp_path / "state"), "state_dir")
