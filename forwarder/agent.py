@@ -32,6 +32,7 @@ from forwarder.pump import Pump
 from forwarder.sinks.base import Sink
 from forwarder.spool.lock import StateLock
 from forwarder.spool.sqlite import SqliteSpool
+from forwarder.threads import DaemonThreads
 
 log = logging.getLogger(__name__)
 
@@ -245,6 +246,7 @@ async def run_until_signalled(config: Config) -> None:
     agent = Agent(config)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(DaemonThreads())
     main = asyncio.ensure_future(agent.run(stop))
 
     first = 0.0

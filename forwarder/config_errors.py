@@ -41,8 +41,10 @@ def problems(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
 
 
 def _problem(detail: ErrorDetails, root: type[BaseModel]) -> Problem:
-    path, tables = _walk(detail["loc"], root)
-    kind, context = detail["type"], detail.get("ctx", {})
+    kind, context, loc = detail["type"], detail.get("ctx", {}), detail["loc"]
+    if kind == "problem" and loc[2:] == ("[key]",):  # pydantic's mark for "the key itself is wrong"
+        loc = loc[:2]
+    path, tables = _walk(loc, root)
     reason, hint = _REASONS.get(kind, ("is not valid", ""))
     if kind == "problem":
         path += f".{context['key']}" if context["key"] else ""
@@ -50,7 +52,7 @@ def _problem(detail: ErrorDetails, root: type[BaseModel]) -> Problem:
     elif path in SECTIONS:
         reason, hint = SECTIONS[path]
     elif kind == "extra_forbidden":
-        hint = _suggestion(str(detail["loc"][-1]), tables)
+        hint = _suggestion(str(loc[-1]), tables)
     elif kind == "literal_error":
         reason = "must be " + context["expected"].replace("'", '"')
     elif kind == "greater_than_equal":
@@ -64,8 +66,6 @@ def _walk(loc: Sequence[int | str], root: type[BaseModel]) -> tuple[str, list[ty
     """The dotted path of a location, and the models that describe the innermost table on it."""
     path, tables = "", [root]
     for depth, part in enumerate(loc):
-        if part == "[key]":  # pydantic's mark for "the key itself is wrong"
-            continue
         if depth == 2 and loc[0] == "sinks" and len(tables) > 1:  # its mark for the member of the union of sinks
             tables = [table for table in tables if part in get_args(table.model_fields["type"].annotation)]
             continue
