@@ -103,7 +103,7 @@ def _reference(value: object, info: ValidationInfo) -> Secret | None:
 def _from_env(name: object, environ: Mapping[str, str], *, optional: bool) -> Secret | None:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise problem("env must be the name of an environment variable, not the secret itself", _HOW)
-    if optional and name not in environ:
+    if optional and not environ.get(name):  # empty as compose files make it: KEY: "${KEY:-}"
         return None
     try:
         return secrets.from_env(name, environ)

@@ -134,10 +134,12 @@ def test_no_home_folder_is_said_and_not_used(tmp_path: Path, monkeypatch: pytest
 
 def test_a_missing_optional_secret_means_none(tmp_path: Path) -> None:
     """The shipped configuration works with and without a key."""
+    # An empty variable too: KEY: "${KEY:-}" in a compose file sets one.
     for reference in ('{ env = "A_KEY", optional = true }', '{ file = "none", optional = true }'):
-        target = load(tmp_path, Parts(target=f"api_key = {reference}").text()).targets[0]
-        assert target.api_key is None
-        assert target.key_headers() == {}
+        for environ in ({}, {"A_KEY": ""}):
+            target = load(tmp_path, Parts(target=f"api_key = {reference}").text(), environ).targets[0]
+            assert target.api_key is None
+            assert target.key_headers() == {}
 
 
 def test_a_file_that_is_there_but_unusable_is_a_problem_even_when_optional(tmp_path: Path) -> None:
@@ -219,7 +221,7 @@ def test_no_value_is_ever_repeated(tmp_path: Path, text: str | bytes) -> None:
     assert error.__context__ is None
 
 
-@pytest.mark.parametrize("key", ["a\\nb", "a\\u001b[31m", "a\\u2028b", "x" * 61, 'a\\"b'])
+@pytest.mark.parametrize("key", ["a\\nb", "a\\u001b[31m", "a\\u2028b", "x" * 61, "[key]", 'a\\"b'])
 def test_an_odd_key_forges_no_line(tmp_path: Path, key: str) -> None:
     """Keys come from whoever wrote the file; messages go to terminals and logs."""
     error = refused(tmp_path, Parts(head=f'"{key}" = 1').text())

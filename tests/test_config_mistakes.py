@@ -244,7 +244,7 @@ MISTAKES = [
         "targets[0].api_key: environment variable A_KEY is not set (export A_KEY=… before starting)",
     ),
     (
-        Parts(target='api_key = { env = "EMPTY_KEY", optional = true }'),
+        Parts(target='api_key = { env = "EMPTY_KEY" }'),
         "targets[0].api_key: environment variable EMPTY_KEY is empty (a secret was expected)",
     ),
     (
