@@ -44,6 +44,7 @@ class Account(msgspec.Struct, frozen=True, array_like=True):
     deployments: how many the proxy has, None if unknown; last: ns UTC of the last poll's start;
     background: the proxy checks by itself; certain: it said so (speed alone is not certain);
     fast, slow: replies of that kind in a row; told: the day on which the operator was told that the budget is spent;
+    booked: what the poll in flight, or the last one that was cut off, was taken to cost;
     reported, reported_at: the total that the last stored point of litellm.probe.billed_calls said, and when (ns UTC).
     """
 
@@ -61,6 +62,7 @@ class Account(msgspec.Struct, frozen=True, array_like=True):
     told: str = ""
     reported: int = 0
     reported_at: int = 0
+    booked: int = 0
 
 
 # The first byte of a stored account; see forwarder.events.VERSION for the rule.
@@ -129,7 +131,8 @@ def affordable(account: Account, budget: Budget) -> bool:
 def charge(account: Account, budget: Budget, now: int) -> Account:
     """Before a poll: book what it is expected to cost."""
     cost = 0 if free(account, budget) else expected(account)
-    return msgspec.structs.replace(account, spent=account.spent + cost, total=account.total + cost, last=now)
+    spent, total = account.spent + cost, account.total + cost
+    return msgspec.structs.replace(account, spent=spent, total=total, booked=cost, last=now)
 
 
 def correct(account: Account, budget: Budget, reading: Reading, elapsed: float) -> Account:
@@ -138,7 +141,7 @@ def correct(account: Account, budget: Budget, reading: Reading, elapsed: float) 
     A proxy that refused us (401), or that was never reached, called nobody. One that did not answer in time, or whose
     reply could not be read, called everybody as far as we know: the booking stands.
     """
-    booked = 0 if free(account, budget) else expected(account)
+    booked = account.booked
     account = learn(account, reading, elapsed)
     if free(account, budget):
         actual = 0
@@ -148,10 +151,9 @@ def correct(account: Account, budget: Budget, reading: Reading, elapsed: float) 
     elif reading.error in NOT_CALLED or reading.absent or reading.background:
         actual = 0
     else:
-        actual = max(booked, expected(account))
-    return msgspec.structs.replace(
-        account, spent=max(0, account.spent + actual - booked), total=max(0, account.total + actual - booked)
-    )
+        actual = booked
+    spent, total = max(0, account.spent + actual - booked), account.total + actual - booked
+    return msgspec.structs.replace(account, spent=spent, total=total, booked=0)
 
 
 NOT_CALLED: Final = frozenset(

@@ -59,6 +59,17 @@ async def fetch(client: Client, endpoint: Endpoint, timeout: float) -> Reply:
     return reply
 
 
+def pause(endpoint: Endpoint, reading: Reading, retry_after: float | None) -> float:
+    """Seconds in which the endpoint is left alone, beyond its interval."""
+    if reading.absent:
+        return ABSENT_RETRY
+    if reading.error == "auth" or (reading.error and endpoint == "model_info"):
+        return AUTH_RETRY
+    if reading.error:
+        return min(retry_after or 0.0, ABSENT_RETRY)
+    return MODEL_INFO_INTERVAL if endpoint == "model_info" else 0.0
+
+
 class Said(NamedTuple):
     """What an endpoint said last, and until when (ns UTC) that counts."""
 
@@ -183,12 +194,14 @@ class Poller:
             if not cost.affordable(self._account, self._budget):
                 await self._refuse(now)
                 return False
-            self._account = cost.charge(self._account, self._budget, now)
-            booked = await self._intake.put(None, self._changed(self._account, self._changes))
-            if not booked and not cost.free(self._account, self._budget):
+            charged = cost.charge(self._account, self._budget, now)
+            booked = await self._intake.put(None, self._changed(charged, self._changes))
+            if not booked and charged.booked:
                 # What cannot be booked is not spent: a crash loop over a full disk must not run up a bill.
+                self._account = msgspec.structs.replace(self._account, last=now)
                 self._failed("health", now, "not_booked", "not polled: its cost cannot be written to the spool")
                 return False
+            self._account = charged
         return True
 
     async def _refuse(self, now: int) -> None:
@@ -212,7 +225,7 @@ class Poller:
 
     async def _absorb(self, endpoint: Endpoint, reply: Reply, reading: Reading) -> None:
         now = reply.time
-        self._note(endpoint, reading, now)
+        self._note(endpoint, reading, now, reply.retry_after)
         account = self._learn(endpoint, reading, reply.elapsed)
         events: list[Event] = [*reading.metrics, *self._verdict(endpoint, now)]
         if endpoint == "health":
@@ -233,19 +246,13 @@ class Poller:
         for change in told:
             log.log(LEVELS[change.severity], change.title, extra=self._fields(change=change.name))
 
-    def _note(self, endpoint: Endpoint, reading: Reading, now: int) -> None:
+    def _note(self, endpoint: Endpoint, reading: Reading, now: int, retry_after: float | None) -> None:
         """Remember what the endpoint said, when to ask again, and log what is new about it."""
+        if reading.absent:
+            log.debug("the target does not have the endpoint", extra=self._fields(endpoint=endpoint))
         interval = self._budget.interval + self.target.health.timeout if endpoint == "health" else self.target.interval
         self._last[endpoint] = Said(reading, now + int((2 * interval + self.target.timeout) * 1e9))
-        pause = 0.0
-        if reading.absent:
-            pause = ABSENT_RETRY
-            log.debug("the target does not have the endpoint", extra=self._fields(endpoint=endpoint))
-        elif reading.error == "auth" or (reading.error and endpoint == "model_info"):
-            pause = AUTH_RETRY
-        elif endpoint == "model_info":
-            pause = MODEL_INFO_INTERVAL
-        self._not_before[endpoint] = now + int(pause * 1e9)
+        self._not_before[endpoint] = now + int(pause(endpoint, reading, retry_after) * 1e9)
         if endpoint == "models" and reading.deployments is not None:
             self._source = "models"
         elif endpoint == "models" and reading.absent:

@@ -40,6 +40,15 @@ def test_a_poll_is_booked_before_it_is_made_and_corrected_after() -> None:
     assert (corrected.spent, corrected.total, corrected.per_poll, corrected.deployments) == (6, 6, 6, 4)
 
 
+def test_what_is_given_back_is_what_was_booked() -> None:
+    """Whatever else is learnt while the poll is in flight."""
+    booked = cost.charge(Account(opened=1), BUDGET, NOON)
+    assert booked.spent == 1
+    meanwhile = msgspec.structs.replace(booked, deployments=17)
+    assert cost.correct(meanwhile, BUDGET, listing(None, None), elapsed=2.0).spent == 2
+    assert cost.correct(meanwhile, BUDGET, Reading(error="timeout"), elapsed=90.0).spent == 1
+
+
 @pytest.mark.parametrize("error", ["auth", "refused", "dns", "redirect"])
 def test_a_proxy_that_refused_us_called_nobody(error: str) -> None:
     """What is booked is given back when the reply shows that no deployment was called."""

@@ -170,6 +170,19 @@ async def test_a_refused_key_is_told_once_and_not_hammered(world: World, caplog:
     assert world.proxy.count("/health/backlog") == 2
 
 
+async def test_retry_after_is_honoured_within_reason(world: World) -> None:
+    """A proxy that limits our rate says for how long; a week is a mistake."""
+    busy = Response(429, b"{}", {"content-type": "application/json", "retry-after": "60"})
+    for_ever = Response(429, b"{}", {"content-type": "application/json", "retry-after": "9999999"})
+    world.proxy.answers |= {"/health/backlog": busy, "/health/services": for_ever}
+    poller = await world.poller()
+    for _ in range(5):
+        await world.round(poller)
+    assert (world.proxy.count("/health/backlog"), world.proxy.count("/health/services")) == (2, 1)
+    await world.round(poller, ABSENT_RETRY)
+    assert world.proxy.count("/health/services") == 2
+
+
 async def test_a_proxy_that_is_down_is_not_asked_for_health(world: World) -> None:
     """It would time out, and be booked as if it had called everybody."""
     world.proxy.answers["/health/liveliness"] = reset()
@@ -404,6 +417,7 @@ async def test_a_cost_that_cannot_be_booked_is_not_spent(world: World, monkeypat
 
     monkeypatch.setattr(world.spool, "put", full)
     await world.round(poller)
+    assert poller._account.spent == 0
     assert world.proxy.count("/health") == 0
     assert world.proxy.count("/health/liveliness") == 1
 
