@@ -24,6 +24,7 @@ from forwarder.normalize.deployments import count_metrics, deployment_metrics
 from forwarder.normalize.proxy import verdict
 from forwarder.normalize.reading import Endpoint, Reading
 from forwarder.reply import Failure, Reply
+from forwarder.troubles import Troubles
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class Poller:
         self._last: dict[Endpoint, Said] = {}
         self._source: Endpoint = "health"
         self._not_before: dict[Endpoint, int] = {}
-        self._failing: dict[str, dict[Endpoint, int]] = {}  # error → endpoint → since (ns)
+        self._troubles = Troubles(target.name)
         self._told_deployments: int | None = None
 
     def _wanted(self, endpoint: Endpoint) -> bool:
@@ -199,7 +200,8 @@ class Poller:
             if not booked and charged.booked:
                 # What cannot be booked is not spent: a crash loop over a full disk must not run up a bill.
                 self._account = msgspec.structs.replace(self._account, last=now)
-                self._failed("health", now, "not_booked", "not polled: its cost cannot be written to the spool")
+                why = "not polled: its cost cannot be written to the spool"
+                self._troubles.began("health", "not_booked", why, now)
                 return False
             self._account = charged
         return True
@@ -258,13 +260,11 @@ class Poller:
         elif endpoint == "models" and reading.absent:
             self._source = "health"
         if reading.error not in UNREACHED:  # an answer, whatever it says: the way there is open again
-            for error in UNREACHED & self._failing.keys():
-                for other in list(self._failing[error]):
-                    self._recovered(other, now)
+            self._troubles.none_of(UNREACHED, now)
         if reading.error:
-            self._failed(endpoint, now, reading.error, reading.detail)
+            self._troubles.began(endpoint, reading.error, reading.detail, now)
         else:
-            self._recovered(endpoint, now)
+            self._troubles.ended(endpoint, now)
 
     def _learn(self, endpoint: Endpoint, reading: Reading, elapsed: float) -> cost.Account:
         """The cost account after this reading."""
@@ -339,29 +339,6 @@ class Poller:
 
     def _fields(self, **values: object) -> dict[str, dict[str, object]]:
         return fields(target=self.target.name, **values)
-
-    def _failed(self, endpoint: Endpoint, now: int, error: str, detail: str) -> None:
-        """One line per target and class of failure, however many endpoints share it and however often it comes."""
-        for other, since in list(self._failing.items()):
-            if other != error and endpoint in since:
-                self._recovered(endpoint, now)
-        since = self._failing.setdefault(error, {})
-        if not since:
-            log.warning(
-                f"cannot read the proxy: {detail}" if detail else "cannot read the proxy",
-                extra=self._fields(endpoint=endpoint, error=error),
-            )
-        elif endpoint not in since:
-            log.debug("nor this endpoint", extra=self._fields(endpoint=endpoint, error=error))
-        since.setdefault(endpoint, now)
-
-    def _recovered(self, endpoint: Endpoint, now: int) -> None:
-        for error, since in list(self._failing.items()):
-            began = since.pop(endpoint, None)
-            if began is not None and not since:
-                del self._failing[error]
-                seconds = (now - began) // 1_000_000_000
-                log.info("no longer", extra=self._fields(endpoint=endpoint, error=error, after=f"{seconds}s"))
 
     def _tell_cost(self, account: cost.Account) -> None:
         """The arithmetic, at start and once more when the number of deployments becomes known or doubles."""

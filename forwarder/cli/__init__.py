@@ -1,0 +1,93 @@
+"""The command line; thin. Exit codes are those of `errors.Exit`, documented in `--help` and docs/operations.md."""
+
+import asyncio
+import os
+import sys
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, NoReturn
+
+import click
+
+from forwarder.agent import Agent, run_until_signalled
+from forwarder.cli.common import PROGRAM, config_option, start
+from forwarder.cli.describe import catalog_, completion, validate
+from forwarder.cli.look import check, inspect
+from forwarder.cli.spool import spool
+from forwarder.errors import Exit, ForwarderError
+
+EXIT_CODES: Final = {
+    Exit.OK: "all is well",
+    Exit.UNHEALTHY: "check, inspect: a proxy is unhealthy, or its state is unknown; "
+    "poll: events are left in the spool; spool ledger: it does not add up",
+    Exit.UNREACHABLE: "check, inspect: a proxy cannot be reached",
+    Exit.USAGE: "the command line is wrong",
+    Exit.BUG: "a bug in litellm-forwarder",
+    Exit.STATE: "the state folder or the spool cannot be used",
+    Exit.BUSY: "another agent uses the state folder",
+    Exit.CONFIG: "the configuration is wrong",
+}
+EPILOG: Final = "Exit codes: " + "; ".join(f"{code.value} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version(PROGRAM), prog_name=PROGRAM)
+def cli() -> None:
+    """Watch LiteLLM proxies from outside and deliver what is seen, durably, to monitoring backends."""
+
+
+def main() -> NoReturn:
+    """Run the command line. No traceback for anything that is not a bug of ours."""
+    try:
+        code = cli.main(prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = Exit.USAGE
+    except ForwarderError as error:
+        click.echo(f"{PROGRAM}: {error}", err=True)
+        code = error.exit_code
+    except BrokenPipeError:
+        # `catalog | head`: whoever read us has seen enough. Keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = Exit.OK
+    except KeyboardInterrupt:
+        code = 130
+    except Exception:  # noqa: BLE001 - the last resort: say whose fault it is, and what to do
+        traceback.print_exc()
+        click.echo(f"{PROGRAM}: this is a bug in litellm-forwarder; please report it with the lines above", err=True)
+        code = Exit.BUG
+    sys.exit(int(code or 0))
+
+
+@cli.command()
+@config_option
+def run(config_path: Path | None) -> None:
+    """Poll and deliver until stopped: the main job.
+
+    SIGTERM or Ctrl-C drains and stops; a second one stops at once. What is not delivered stays in the spool.
+    """
+    config = start(config_path)
+    asyncio.run(run_until_signalled(config))
+
+
+@cli.command()
+@click.option("--once", is_flag=True, help="One round (required: `run` is for more).")
+@config_option
+def poll(config_path: Path | None, *, once: bool) -> int:
+    """Make one round of polls through the configured sinks, then exit. For cron.
+
+    /health is only polled when its interval has passed since the last time and its budget allows: a cron job that runs
+    every minute does not pay every minute.
+    """
+    if not once:
+        raise click.UsageError("poll needs --once; `litellm-forwarder run` polls for ever")
+    delivered = asyncio.run(Agent(start(config_path)).once())
+    return Exit.OK if delivered else Exit.UNHEALTHY
+
+
+for command in (check, inspect, validate, spool, catalog_, completion):
+    cli.add_command(command)

@@ -1,0 +1,72 @@
+"""`validate`, `catalog` and `completion`: what the program knows by itself."""
+
+import json
+import os
+from pathlib import Path
+
+import click
+from click.shell_completion import get_completion_class
+
+from forwarder import catalog, cost
+from forwarder import config as settings
+from forwarder.agent import build_clients
+from forwarder.cli.common import PROGRAM, colour, config_option, json_option, many
+
+
+@click.command()
+@config_option
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of the configuration, for editors, and exit.")
+def validate(config_path: Path | None, *, schema: bool) -> None:
+    """Check the configuration without starting: every problem at once, exit code 78 if there is one."""
+    if schema:
+        click.echo(json.dumps(settings.json_schema(), indent=2))
+        return
+    path = settings.find(config_path, os.environ, Path.cwd())
+    config = settings.load(path, os.environ)
+    build_clients(config)
+    click.echo(f"{path}: valid; {many(config.targets, 'target')}, {many(config.sinks, 'sink')}")
+    for target in config.targets:
+        health = target.health
+        if health.enabled and health.background != "on":
+            budget = cost.Budget(health.interval, target.interval, health.max_billed_calls_per_day, health.background)
+            click.echo(f"note: target {target.name}: {cost.arithmetic(cost.Account(opened=0), budget)}")
+
+
+@click.command("catalog")
+@json_option
+def catalog_(*, as_json: bool) -> None:
+    """List every metric and change that the agent can emit."""
+    if as_json:
+        metrics = [
+            {"name": m.name, "kind": m.kind, "unit": m.unit, "attributes": m.attributes, "description": m.description}
+            for m in catalog.METRICS
+        ]
+        changes = [
+            {"name": c.name, "severity": c.severity, "attributes": c.attributes, "description": c.description}
+            for c in catalog.CHANGES
+        ]
+        click.echo(json.dumps({"metrics": metrics, "changes": changes}, indent=2))
+        return
+    for metric in catalog.METRICS:
+        _entry(metric.name, f"{metric.kind}, {metric.unit}", metric.attributes, metric.description)
+    for change in catalog.CHANGES:
+        _entry(change.name, f"change, {change.severity}", change.attributes, change.description)
+
+
+def _entry(name: str, kind: str, attributes: tuple[str, ...], description: str) -> None:
+    having = " {" + ", ".join(attributes) + "}" if attributes else ""
+    click.echo(f"{click.style(name, bold=True)}{having}  ({kind})\n    {description}", color=colour())
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the shell's completion script: source it, or put it where your shell looks.
+
+    bash: litellm-forwarder completion bash > ~/.local/share/bash-completion/completions/litellm-forwarder
+    """
+    found = get_completion_class(shell)
+    assert found is not None  # noqa: S101 - the choices are click's own
+    click.echo(
+        found(click.get_current_context().find_root().command, {}, PROGRAM, "_LITELLM_FORWARDER_COMPLETE").source()
+    )

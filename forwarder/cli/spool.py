@@ -1,0 +1,135 @@
+"""`spool`: the ledger and the dead letters."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from forwarder.cli.common import PROGRAM, config_option, json_option, with_spool
+from forwarder.errors import Exit
+from forwarder.sinks.console import line, rfc3339
+from forwarder.spool.base import Account, DeadLetter, Spool
+
+
+@click.group()
+def spool() -> None:
+    """Look into the spool: the ledger, and the dead letters (events that a sink will never take).
+
+    Works beside a running agent.
+    """
+
+
+sink_option = click.option("--sink", help="Only this sink.")
+
+
+@spool.command()
+@config_option
+@json_option
+def ledger(config_path: Path | None, *, as_json: bool) -> int:
+    """Show, for each sink: accepted = delivered + pending + rejected + expired + dropped.
+
+    Exit code 1 if that does not add up.
+    """
+
+    async def read(spool: Spool) -> list[Account]:
+        return await spool.accounts()
+
+    accounts = with_spool(config_path, read)
+    columns = ("accepted", "delivered", "pending", "rejected", "expired", "dropped")
+    if as_json:
+        rows = [
+            {"sink": a.sink, "attached": a.attached}
+            | {column: getattr(a, column) for column in columns}
+            | {"dead_letters": a.dead_letters, "oldest_pending": a.oldest_pending, "adds_up": a.adds_up}
+            for a in accounts
+        ]
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        click.echo(f"{'sink':<20}" + "".join(f"{column:>12}" for column in columns) + "  adds up")
+        for a in accounts:
+            name = a.sink if a.attached else f"{a.sink} (removed)"
+            numbers = "".join(f"{getattr(a, column):>12,}" for column in columns)
+            click.echo(f"{name:<20}{numbers}  {'yes' if a.adds_up else 'NO'}")
+    return Exit.OK if all(a.adds_up for a in accounts) else Exit.UNHEALTHY
+
+
+@spool.command("list")
+@config_option
+@sink_option
+@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@json_option
+def list_(config_path: Path | None, sink: str | None, limit: int, *, as_json: bool) -> None:
+    """List dead letters, oldest first."""
+    letters = _letters(config_path, sink, limit)
+    if as_json:
+        click.echo(json.dumps([_letter(letter) for letter in letters], indent=2))
+        return
+    if not letters:
+        click.echo("no dead letters")
+    for letter in letters:
+        event = letter.batch.events[0]
+        click.echo(f"{letter.id:>8}  {rfc3339(letter.time)[:19]}Z  {letter.sink}  {event.name}  {letter.reason}")
+
+
+@spool.command()
+@click.argument("id", type=int)
+@config_option
+def show(config_path: Path | None, id: int) -> None:  # noqa: A002 - the name in the help text
+    """Show one dead letter whole, as JSON."""
+
+    async def read(spool: Spool) -> list[DeadLetter]:
+        return await spool.dead_letters(None, limit=1, after=id - 1)
+
+    letters = [letter for letter in with_spool(config_path, read) if letter.id == id]
+    if not letters:
+        raise click.UsageError(f"no dead letter {id}; `{PROGRAM} spool list` lists them")
+    click.echo(json.dumps(_letter(letters[0]), indent=2))
+
+
+@spool.command()
+@click.argument("ids", type=int, nargs=-1)
+@config_option
+@click.option("--sink", required=True, help="The sink whose dead letters are meant.")
+@click.option("--all", "everything", is_flag=True, help="All of the sink's dead letters.")
+def replay(config_path: Path | None, ids: tuple[int, ...], sink: str, *, everything: bool) -> None:
+    """Put dead letters back into their sink's queue, to be sent again."""
+    _chosen(ids, everything=everything)
+
+    async def act(spool: Spool) -> int:
+        return await spool.replay(sink, None if everything else ids)
+
+    click.echo(f"{with_spool(config_path, act)} put back")
+
+
+@spool.command()
+@click.argument("ids", type=int, nargs=-1)
+@config_option
+@click.option("--sink", required=True, help="The sink whose dead letters are meant.")
+@click.option("--all", "everything", is_flag=True, help="All of the sink's dead letters.")
+def purge(config_path: Path | None, ids: tuple[int, ...], sink: str, *, everything: bool) -> None:
+    """Forget dead letters for good. They stay counted as rejected."""
+    _chosen(ids, everything=everything)
+
+    async def act(spool: Spool) -> int:
+        return await spool.purge(sink, None if everything else ids)
+
+    click.echo(f"{with_spool(config_path, act)} forgotten")
+
+
+def _chosen(ids: tuple[int, ...], *, everything: bool) -> None:
+    if bool(ids) == everything:
+        raise click.UsageError("name the dead letters by their ids, or say --all")
+
+
+def _letters(config_path: Path | None, sink: str | None, limit: int) -> list[DeadLetter]:
+    async def read(spool: Spool) -> list[DeadLetter]:
+        return await spool.dead_letters(sink, limit=limit)
+
+    return with_spool(config_path, read)
+
+
+def _letter(letter: DeadLetter) -> dict[str, Any]:
+    event = json.loads(line(letter.batch.events[0], letter.batch))
+    buried = rfc3339(letter.time)
+    return {"id": letter.id, "sink": letter.sink, "buried": buried, "reason": letter.reason, "event": event}

@@ -1,0 +1,48 @@
+"""What hinders reading a target, told once when it begins and once when it ends."""
+
+import logging
+from collections.abc import Set as AbstractSet
+
+from forwarder.logs import fields
+from forwarder.normalize.reading import Endpoint
+
+log = logging.getLogger(__name__)
+
+
+class Troubles:
+    """The failures of one target that go on, by class. However many endpoints share a class of failure, and however
+    often it comes, it is one line. `now` is ns UTC throughout.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._since: dict[str, dict[Endpoint, int]] = {}
+
+    def began(self, endpoint: Endpoint, error: str, detail: str, now: int) -> None:
+        for other in [other for other, since in self._since.items() if other != error and endpoint in since]:
+            self._over(endpoint, other, now)
+        since = self._since.setdefault(error, {})
+        if not since:
+            message = f"cannot read the proxy: {detail}" if detail else "cannot read the proxy"
+            log.warning(message, extra=fields(target=self._target, endpoint=endpoint, error=error))
+        elif endpoint not in since:
+            log.debug("nor this endpoint", extra=fields(target=self._target, endpoint=endpoint, error=error))
+        since.setdefault(endpoint, now)
+
+    def ended(self, endpoint: Endpoint, now: int) -> None:
+        for error in [error for error, since in self._since.items() if endpoint in since]:
+            self._over(endpoint, error, now)
+
+    def none_of(self, errors: AbstractSet[str], now: int) -> None:
+        """These classes of failure are over for every endpoint, also for those that are not asked again soon."""
+        for error in errors & self._since.keys():
+            for endpoint in list(self._since[error]):
+                self._over(endpoint, error, now)
+
+    def _over(self, endpoint: Endpoint, error: str, now: int) -> None:
+        began = self._since[error].pop(endpoint)
+        if self._since[error]:
+            return
+        del self._since[error]
+        after = f"{(now - began) // 1_000_000_000}s"
+        log.info("no longer", extra=fields(target=self._target, endpoint=endpoint, error=error, after=after))
