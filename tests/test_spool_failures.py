@@ -156,7 +156,19 @@ def overwritten(path: Path) -> None:
         file.write(b"\xff" * (path.stat().st_size - 4096))
 
 
-@pytest.mark.parametrize("damage", [garbage, emptied, cut, foreign, overwritten])
+def crossed(path: Path) -> None:
+    """Two tables in the same pages: SQLite reads them, and then stumbles over a constraint that cannot fail."""
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA writable_schema = 1")
+    with db:
+        db.execute(
+            "UPDATE sqlite_master SET rootpage = (SELECT rootpage FROM sqlite_master WHERE name = 'batch')"
+            " WHERE name = 'body'"
+        )
+    db.close()
+
+
+@pytest.mark.parametrize("damage", [garbage, emptied, cut, foreign, overwritten, crossed])
 async def test_damaged_file(damage: Callable[[Path], None], store: SqliteStore) -> None:
     """It is moved aside and reported, and a new one is begun that the sinks are attached to: no crash, no silence."""
     spool = await engine(store)
@@ -165,7 +177,6 @@ async def test_damaged_file(damage: Callable[[Path], None], store: SqliteStore) 
     await store.close()
     damage(store.path)
     spool = await engine(store)
-    await read(spool)
     await spool.put(batch(100))
     assert await pending(spool, "a") == [100]
     await account(spool, "a")

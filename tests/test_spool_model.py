@@ -186,8 +186,8 @@ class SpoolMachine(RuleBasedStateMachine):
 
 
 SpoolMachine.TestCase.settings = settings(
-    max_examples=80,
-    stateful_step_count=50,
+    max_examples=60,
+    stateful_step_count=40,
     deadline=None,  # fsync takes what it takes
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -6,7 +6,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,15 @@ async def engine(store: SqliteStore) -> SqliteSpool:
     return spool
 
 
-def child(program: str, *arguments: object) -> subprocess.Popen[str]:
+@contextmanager
+def child(program: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A process that does not outlive the test."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 async def test_file_is_private(store: SqliteStore) -> None:
@@ -211,20 +218,16 @@ async def test_a_batch_that_cannot_be_decoded(store: SqliteStore) -> None:
 
 async def test_lock_names_its_holder(tmp_path: Path) -> None:
     """Of two agents on one folder the second is told who has it; a lock ends with its process or its release."""
-    holder = child(
+    hold = (
         "import sys; from pathlib import Path; from forwarder.spool.lock import StateLock\n"
-        "StateLock(Path(sys.argv[1])).acquire(); print('held', flush=True); sys.stdin.read()",
-        tmp_path / "state",
+        "StateLock(Path(sys.argv[1])).acquire(); print('held', flush=True); sys.stdin.read()"
     )
-    try:
+    lock = StateLock(tmp_path / "state")
+    with child(hold, tmp_path / "state") as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        lock = StateLock(tmp_path / "state")
         with pytest.raises(StateFolderBusy, match=rf"pid {holder.pid}\b"):
             lock.acquire()
-    finally:
-        holder.kill()
-        holder.communicate()
     lock.acquire()
     lock.acquire()
     with pytest.raises(StateFolderBusy, match=rf"pid {os.getpid()}\b"):
@@ -261,15 +264,14 @@ asyncio.run(main())
 async def test_two_real_processes(store: SqliteStore) -> None:
     """The agent puts, delivers and buries while another process puts and replays: every event is counted once."""
     spool = await engine(store)
-    other = child(OTHER, store.path, Path(__file__).parent)
-    done = asyncio.ensure_future(asyncio.to_thread(other.communicate))
     sent = 0
-    while not done.done() or await pending(spool, "a"):
-        if sent < 200:
-            await spool.put(batch(-1, -2))
-            sent += 1
-        await settle_some(spool)
-    assert other.returncode == 0
+    with child(OTHER, store.path, Path(__file__).parent) as other:
+        while other.poll() is None or await pending(spool, "a"):
+            if sent < 200:
+                await spool.put(batch(-1, -2))
+                sent += 1
+            await settle_some(spool)
+        assert other.returncode == 0
     await drain(spool, "a")
     ledger = await account(spool, "a")
     assert ledger.accepted == 200 + 2 * sent
@@ -312,12 +314,11 @@ asyncio.run(main())
 @pytest.mark.parametrize("lines", [1, 50, 700])
 async def test_kill_9(lines: int, store: SqliteStore) -> None:
     """Whatever `put` had returned for when the process was killed is there, once, in order; the ledger adds up."""
-    writer = child(WRITER, store.path, Path(__file__).parent)
-    assert writer.stdout is not None
-    printed = [int(writer.stdout.readline()) for _ in range(lines)]
-    writer.kill()
-    rest, _ = writer.communicate()
-    printed += [int(line) for line in rest.splitlines()]
+    with child(WRITER, store.path, Path(__file__).parent) as writer:
+        assert writer.stdout is not None
+        printed = [int(writer.stdout.readline()) for _ in range(lines)]
+        writer.kill()
+        printed += [int(line) for line in writer.stdout]
     spool = await store.open()
     await spool.attach(["a", "b"])
     found = await pending(spool, "a")
