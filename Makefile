@@ -12,7 +12,7 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: run test check docs bench format lock clean
 
 run: .venv/.run
-	$(BIN)/litellm-forwarder run --config config.toml
+	@$(BIN)/litellm-forwarder run --config config.toml
 
 test: .venv/.dev           ## ARGS="-k spool" narrows it
 	$(BIN)/pytest -n auto $(ARGS)
@@ -45,24 +45,25 @@ clean:
 
 .venv/.uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "needs Python 3.11 or later; set PYTHON=python3.12, say" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(PIP) install "uv>=0.8,<1"
+	@echo "setting up .venv" >&2
+	@$(PYTHON) -m venv .venv
+	@$(PIP) install "uv>=0.8,<1"
 	@touch $@
 
 # What the agent needs, by hash; then the agent itself, built and installed as the wheel that users get.
 .venv/.deps: uv.lock .venv/.uv
-	$(EXPORT) --group build > .venv/requirements.txt
-	$(PIP) install --require-hashes -r .venv/requirements.txt
+	@$(EXPORT) --group build > .venv/requirements.txt
+	@$(PIP) install --require-hashes -r .venv/requirements.txt
 	@touch $@
 
 .venv/.run: .venv/.deps $(SOURCE)
-	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir .venv/wheel .
-	$(PIP) install --no-deps --no-index --force-reinstall .venv/wheel/*.whl
+	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir .venv/wheel .
+	@$(PIP) install --no-deps --no-index --force-reinstall .venv/wheel/*.whl
 	@touch $@
 
 .venv/.devdeps: .venv/.deps
-	$(EXPORT) --all-groups > .venv/requirements-dev.txt
-	$(PIP) install --require-hashes -r .venv/requirements-dev.txt
+	@$(EXPORT) --all-groups > .venv/requirements-dev.txt
+	@$(PIP) install --require-hashes -r .venv/requirements-dev.txt
 	@touch $@
 
 .venv/.dev: .venv/.devdeps .venv/.run

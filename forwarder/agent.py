@@ -8,6 +8,7 @@ import asyncio
 import logging
 import signal
 import ssl
+import sys
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -50,14 +51,15 @@ FIRST_SPREAD: Final = 0.02  # seconds from one target's first polls to the next 
 class Agent:
     """The running program, for `run` and `poll --once`. ConfigError when a target cannot be built."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, announce: bool = True) -> None:
         self.config: Final = config
         self.spool: Final = build_spool(config, owner=True)
+        self._stopping = False
         self.drained = False  # nothing was pending when the pumps stopped
         intake = Intake(self.spool, config.resource)
         self._clients = build_clients(config)
         self.pollers: Final = [
-            Poller(target, client, intake, config.resource)
+            Poller(target, client, intake, config.resource, announce=announce)
             for target, client in zip(config.targets, self._clients, strict=True)
         ]
         self.pumps: Final = [
@@ -76,6 +78,9 @@ class Agent:
                 await stop.wait()
                 log.info("stopping: no new polls, delivering what is there")
             finally:
+                # Said before anything is awaited: the scheduler still fires once after its shutdown, and a poll that
+                # began then would put events when the pumps have found nothing left.
+                self._stopping = True
                 watch.cancel()
                 scheduler.shutdown(wait=False)
 
@@ -134,6 +139,7 @@ class Agent:
                         "stopped with events still to deliver; they stay in the spool",
                         extra=fields(sink=account.sink, events=account.pending),
                     )
+            log.info("stopped", extra=fields(everything_delivered=self.drained))
 
     # --- schedule -------------------------------------------------------------------------------------------------
 
@@ -152,6 +158,8 @@ class Agent:
         return scheduler
 
     async def _tick(self, poller: Poller, endpoint: Endpoint) -> None:
+        if self._stopping:
+            return
         task = asyncio.create_task(self._poll(poller, endpoint))
         self._polls.add(task)
         task.add_done_callback(self._polls.discard)
@@ -233,7 +241,8 @@ def build_sink(name: str, config: settings.SinkConfig) -> Sink:
         case settings.ConsoleSink():
             from forwarder.sinks.console import ConsoleSink
 
-            return ConsoleSink(name)
+            # Python sets it to None when the process was started without.
+            return ConsoleSink(name, None if sys.stdout is None else 1)
 
 
 # --- running as a process -----------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ ATTRIBUTES: Final[dict[str, str]] = {
     "endpoint": "which endpoint was read: liveliness, readiness, health, …",
     "model": "the model as the proxy names it in its health reply, such as `openai/gpt-4o`",
     "deployment.id": "one deployment: the proxy's `model_id`, else a digest of model and API base with an index",
+    "model.name": "what clients ask for: `model_name` in the proxy's configuration, where /model/info tells it",
     "provider": "the part of the model before the first slash, when there is one",
     "error.type": "a class of failure from a closed list, never the text of an error",
     "http.response.status_code": "the HTTP status the upstream or the proxy gave, when known",
@@ -72,6 +73,32 @@ DEPLOYMENT_ERRORS: Final[dict[str, str]] = {
     "other": "none of the above, or no error was given",
 }
 
+# --- endpoints -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointDef:
+    """One URL path that is read. `keyed`: real proxies with a master key want it here."""
+
+    name: str
+    path: str
+    keyed: bool
+    yields: str
+
+
+ENDPOINTS: Final[tuple[EndpointDef, ...]] = (
+    EndpointDef("liveliness", "/health/liveliness", False, "litellm.up; /health/liveness where that is absent"),
+    EndpointDef("readiness", "/health/readiness", False, "litellm.ready, database; the release up to 1.80"),
+    EndpointDef("readiness_details", "/health/readiness/details", True, "the release from 1.106 on, database"),
+    EndpointDef("models", "/health/models", False, "deployments, in the documented API; real proxies do not have it"),
+    EndpointDef("services", "/health/services", True, "database, redis and router, in the documented API alone"),
+    EndpointDef("shared_status", "/health/shared-status", True, "the age of shared health checks, from 1.80 on"),
+    EndpointDef("backlog", "/health/backlog", True, "requests in the answering worker, from 1.106 on"),
+    EndpointDef("latest", "/health/latest", True, "the age of stored checks, from 1.77 on with a database"),
+    EndpointDef("model_info", "/model/info", True, "names and number of deployments; at start and once an hour"),
+    EndpointDef("health", "/health", True, "deployments; billed, unless the proxy checks in the background"),
+)
+
 # --- metrics ---------------------------------------------------------------------------------------------------
 
 
@@ -93,14 +120,15 @@ class MetricDef:
         return Metric(self.name, self.kind, self.unit, time, float(value), attributes, start_time)
 
 
-_DEPLOYMENT: Final = ("model", "deployment.id", "provider")
+_DEPLOYMENT: Final = ("model", "model.name", "deployment.id", "provider")
 
 HEALTH: Final = MetricDef(
     "litellm.health",
     "gauge",
     "1",
     "1 when the proxy answers liveliness, its readiness answers 2xx and nothing it says calls itself unhealthy; else "
-    "0, also when it cannot be reached. Failing deployments alone do not change it.",
+    "0, also when it cannot be reached. Failing deployments alone do not change it. "
+    "One point with each reading of liveliness, readiness and health.",
 )
 HEALTHY_MODELS: Final = MetricDef(
     "litellm.healthy_models", "gauge", "{deployment}", "How many deployments the proxy lists as healthy."
@@ -136,7 +164,8 @@ DEPENDENCY_UP: Final = MetricDef(
     "litellm.dependency.up",
     "gauge",
     "1",
-    "1 when the proxy says the dependency is connected, 0 when it says it is not; absent when it does not say.",
+    "1 when the proxy says the dependency is connected, 0 when it says it is disconnected; absent when it does not "
+    "say, and when it says `Not connected`, which is what proxies without a database say.",
     ("dependency",),
 )
 DEPENDENCY_LATENCY: Final = MetricDef(

@@ -280,9 +280,12 @@ def load(path: Path, environ: Mapping[str, str], *, secrets: bool = True) -> Con
     raise ConfigError(str(path), found)
 
 
+UNNAMED: Final = "url"  # the name of a target that was given as a URL
+
+
 def for_url(url: str, key_env: str, environ: Mapping[str, str]) -> Config:
     """A configuration of one target given on the command line, with the key of that variable if it is set."""
-    target = {"name": "url", "url": url, "api_key": {"env": key_env, "optional": True}}
+    target = {"name": UNNAMED, "url": url, "api_key": {"env": key_env, "optional": True}}
     tables = {"agent": {"state_dir": "unused"}, "targets": [target], "sinks": {"unused": {"type": "console"}}}
     try:
         return Config.model_validate(tables, context=Surroundings(environ, Path("/")))

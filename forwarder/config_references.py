@@ -123,14 +123,15 @@ def _from_file(name: object, folder: Path, *, optional: bool) -> Secret | None:
     try:
         if optional and not exists(path):
             return None
-        return secrets.from_file(path)
-    except (SecretProblem, ValueError) as error:
-        # As above: a relative path may be a pasted key.
-        if isinstance(error, SecretProblem) and name.startswith("/"):
-            raise problem(error.reason, error.hint) from None
-        raise problem(
-            "the secret file it names cannot be used", "relative paths start at the folder of the configuration"
-        ) from None
+        # As above: a relative path may be a pasted key, and is not repeated.
+        return secrets.from_file(path, "" if name.startswith("/") else "the secret file it names")
+    except SecretProblem as error:
+        hint = error.hint
+        if not name.startswith("/") and not exists(path):
+            hint = "relative paths start at the folder of the configuration"
+        raise problem(error.reason, hint) from None
+    except ValueError:
+        raise problem("file must be the path of a file that holds the secret", _HOW) from None
 
 
 def exists(path: Path) -> bool:

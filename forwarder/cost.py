@@ -190,18 +190,18 @@ def arithmetic(account: Account, budget: Budget) -> str:
     polls = max(1, int(DAY // budget.interval))
     text = f"every poll of /health makes a real, billed call to every deployment: {polls:,} polls a day"
     if account.deployments is None:
-        text += " x the number of deployments (not known yet)"
+        text += " x the number of deployments, which is not known yet"
     else:
         text += (
             f" x {account.deployments:,} deployments = {polls * account.deployments:,} calls a day, up to "
             f"{polls * account.deployments * CALLS_IF_FAILING:,} while they fail"
         )
-    text += f" (a failing deployment costs up to {CALLS_IF_FAILING} calls)"
+    text += f"; a failing deployment costs up to {CALLS_IF_FAILING} calls"
     if budget.per_day is None:
         return text + "; there is no budget"
     text += f"; the budget is {budget.per_day:,} calls a day"
     if account.deployments:
-        affords = budget.per_day // account.deployments
+        affords = budget.per_day // max(1, expected(account))
         if affords < polls:
             text += f", enough for {affords:,} of these polls: /health will stop before the day ends"
     return text

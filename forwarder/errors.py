@@ -4,6 +4,7 @@
     ├── ConfigError            the configuration cannot be used; carries every problem found
     ├── StateFolderError       the state folder cannot be used at all (start only)
     │   └── StateFolderBusy    another agent uses it
+    ├── OutputError            standard output cannot be written
     ├── SpoolUnavailable       the spool cannot take or settle data now (full or read-only disk)
     └── CodecError             stored bytes are not a batch this version can read
 
@@ -13,6 +14,7 @@ Outcomes of deliveries are values (`forwarder.sinks.base`), not exceptions: an e
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 
 class Exit(IntEnum):
@@ -26,8 +28,25 @@ class Exit(IntEnum):
     USAGE = 64
     BUG = 70
     STATE = 73
+    OUTPUT = 74
     BUSY = 75
     CONFIG = 78
+    INTERRUPTED = 130
+
+
+EXIT_MEANINGS: Final = {
+    Exit.OK: "all is well",
+    Exit.UNHEALTHY: "`check`, `inspect`: a proxy is unhealthy, or its state is not known; `poll --once`: events are "
+    "left in the spool; `spool`: the ledger does not add up, or an id is no dead letter",
+    Exit.UNREACHABLE: "`check`, `inspect`: a proxy cannot be reached",
+    Exit.USAGE: "the command line is wrong",
+    Exit.BUG: "a bug in litellm-forwarder",
+    Exit.STATE: "the state folder or the spool cannot be used",
+    Exit.OUTPUT: "standard output cannot be written",
+    Exit.BUSY: "another agent uses the state folder",
+    Exit.CONFIG: "the configuration is wrong; every problem is listed",
+    Exit.INTERRUPTED: "interrupted (Ctrl-C) before or beside the agent's own work",
+}
 
 
 class ForwarderError(Exception):
@@ -68,6 +87,10 @@ class StateFolderError(ForwarderError):
 
 class StateFolderBusy(StateFolderError):  # noqa: N818 - a state, named as operators see it
     exit_code = Exit.BUSY
+
+
+class OutputError(ForwarderError):
+    exit_code = Exit.OUTPUT
 
 
 class SpoolUnavailable(ForwarderError):  # noqa: N818 - a state that passes, not a mistake

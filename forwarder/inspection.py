@@ -10,6 +10,7 @@ import click
 from forwarder import cost
 from forwarder.http import Client
 from forwarder.normalize import normalize
+from forwarder.normalize.deployments import named
 from forwarder.normalize.proxy import verdict
 from forwarder.normalize.reading import Deployment, Endpoint, Reading
 from forwarder.poll import TRANSPORT, fetch
@@ -39,8 +40,17 @@ class Seen:
 class View:
     """What was seen of one proxy. `said` holds the endpoints that were asked."""
 
+    target: str | None  # its name, where it has one
     url: str
     said: Mapping[Endpoint, Seen]
+
+    @property
+    def label(self) -> str:
+        return f"{self.target} ({self.url})" if self.target else self.url
+
+    @property
+    def wants_key(self) -> bool:
+        return any(seen.reading.error == "auth" for seen in self.said.values())
 
     @property
     def status(self) -> Status:
@@ -84,7 +94,10 @@ class View:
 
     @property
     def deployments(self) -> tuple[Deployment, ...] | None:
-        return self.said[self.source].reading.deployments if self.source else None
+        if self.source is None or (listed := self.said[self.source].reading.deployments) is None:
+            return None
+        info = self.said.get("model_info")
+        return named(listed, info.reading.names or {}) if info else listed
 
     @property
     def background(self) -> bool:
@@ -101,14 +114,16 @@ class View:
         return [(dict(m.attributes), m.value) for m in points if m.name == name and m.value is not None]
 
 
-async def look(client: Client, url: str, endpoints: Iterable[Endpoint], *, timeout: float, keyed: bool) -> View:
+async def look(  # noqa: PLR0913 - what to ask, and how
+    client: Client, target: str | None, url: str, endpoints: Iterable[Endpoint], *, timeout: float, keyed: bool
+) -> View:
     """Ask the endpoints, all at once. Never raises for what a proxy does."""
 
     async def ask(endpoint: Endpoint) -> tuple[Endpoint, Seen]:
         reply = await fetch(client, endpoint, timeout)
         return endpoint, Seen(reply, normalize(endpoint, reply, keyed=keyed))
 
-    return View(url, dict(await asyncio.gather(*(ask(endpoint) for endpoint in endpoints))))
+    return View(target, url, dict(await asyncio.gather(*(ask(endpoint) for endpoint in endpoints))))
 
 
 # --- for people and for programs ----------------------------------------------------------------------------------
@@ -117,6 +132,7 @@ async def look(client: Client, url: str, endpoints: Iterable[Endpoint], *, timeo
 def as_json(view: View) -> dict[str, Any]:
     deployments = view.deployments
     return {
+        "target": view.target,
         "url": view.url,
         "status": view.status,
         "reason": view.why,
@@ -131,6 +147,7 @@ def as_json(view: View) -> dict[str, Any]:
         if deployments is None
         else [
             {
+                "name": d.name,
                 "model": d.model,
                 "id": d.id,
                 "provider": d.provider,
@@ -159,7 +176,7 @@ _COLOURS: Final = {"healthy": "green", "unhealthy": "red", "unknown": "yellow", 
 def as_text(view: View) -> str:
     """The detailed view, in colour (click drops the colour where no terminal is)."""
     version = f"LiteLLM {view.version}" if view.version else "release not said"
-    lines = [f"{click.style(view.status.upper(), fg=_COLOURS[view.status], bold=True)}  {view.url}  {version}"]
+    lines = [f"{click.style(view.status.upper(), fg=_COLOURS[view.status], bold=True)}  {view.label}  {version}"]
     lines.append(f"  {view.why}")
     lines += [*_row("dependencies", _dependencies(view)), *_row("backlog", _backlog(view))]
     lines += _row("deployments", _counts(view))
@@ -188,7 +205,7 @@ def _dependencies(view: View) -> str:
     latency = {a["dependency"]: value for a, value in view.gauge("litellm.dependency.latency")}
     parts = []
     if not view.dependencies:
-        return "not said"
+        return "not said (proxies without a database and those that lost it at start say the same)"
     for name in ("database", "redis", "router"):
         up = view.dependencies.get(name)
         word = {True: click.style("connected", fg="green"), False: click.style("down", fg="red"), None: "not said"}[up]
@@ -225,7 +242,7 @@ def _troubles(view: View) -> dict[str, list[Endpoint]]:
 
 
 def _failing_first(deployments: Iterable[Deployment]) -> list[Deployment]:
-    return sorted(deployments, key=lambda d: (d.up, d.model, d.id))
+    return sorted(deployments, key=lambda d: (d.up, d.name or "", d.model, d.id))
 
 
 def _deployment(deployment: Deployment) -> str:
@@ -235,7 +252,8 @@ def _deployment(deployment: Deployment) -> str:
         status = f" {deployment.http_status}" if deployment.http_status is not None else ""
         why = f"  {deployment.error_type or 'other'}{status}"
     age = f"  checked {deployment.check_age:,.0f} s ago" if deployment.check_age is not None else ""
-    return f"{mark}  {deployment.model:<40} {click.style(deployment.id[:16], dim=True):<16}{why}{age}"
+    name = f"{deployment.name} ({deployment.model})" if deployment.name else deployment.model
+    return f"{mark}  {name:<44} {click.style(deployment.id[:16], dim=True):<16}{why}{age}"
 
 
 def _says(endpoint: str, seen: Seen) -> str:

@@ -19,6 +19,8 @@ from forwarder.spool.base import Spool
 log = logging.getLogger(__name__)
 
 TELL_EVERY: Final = 60_000_000_000  # ns
+# A disk that is nearly full takes small batches and refuses larger ones: one trouble, until it takes all for so long.
+SETTLED: Final = 10_000_000_000  # ns
 
 
 class Intake:
@@ -31,6 +33,7 @@ class Intake:
         self._untold: Counter[tuple[str, str]] = Counter()  # (sink or "", reason) → events
         self._told_at = 0
         self._unavailable_since: int | None = None
+        self._refused_at = 0
 
     async def put(self, batch: Batch | None, state: Mapping[str, bytes] | None = None) -> bool:
         """Store both or neither. False when the spool cannot take them now: the batch is lost, counted and told; the
@@ -41,7 +44,7 @@ class Intake:
         except SpoolUnavailable as error:
             self._lose(batch, str(error))
             return False
-        if self._unavailable_since is not None:
+        if self._unavailable_since is not None and self._clock() - self._refused_at >= SETTLED:
             seconds = (self._clock() - self._unavailable_since) // 1_000_000_000
             log.info("the spool takes events again", extra=fields(after=f"{seconds}s"))
             self._unavailable_since = None
@@ -80,6 +83,7 @@ class Intake:
     def _lose(self, batch: Batch | None, reason: str) -> None:
         if batch is not None:
             self._untold["", "spool_unavailable"] += len(batch.events)
+        self._refused_at = self._clock()
         if self._unavailable_since is None:
             self._unavailable_since = self._clock()
             log.error("the spool cannot take events; they are lost until it can", extra=fields(reason=reason))

@@ -23,7 +23,7 @@ def fields(**values: object) -> dict[str, dict[str, object]]:
 class KeyValueFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
-        parts = [stamp, record.levelname, _one_line(record.getMessage())]
+        parts = [stamp, record.levelname, one_line(record.getMessage())]
         parts += [f"{key}={_value(value)}" for key, value in getattr(record, "fields", {}).items()]
         line = " ".join(parts)
         # A traceback means a bug of ours and is worth its lines.
@@ -40,7 +40,7 @@ def configure(level: str, stream: TextIO) -> None:
     logging.getLogger("apscheduler").setLevel(logging.ERROR)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     return text if text.isprintable() else json.dumps(text, ensure_ascii=True)[1:-1]
 
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final, NamedTuple, get_args
 
 import msgspec
@@ -20,7 +21,7 @@ from forwarder.http import Client
 from forwarder.intake import Intake
 from forwarder.logs import fields
 from forwarder.normalize import changes, normalize
-from forwarder.normalize.deployments import count_metrics, deployment_metrics
+from forwarder.normalize.deployments import count_metrics, decode_names, deployment_metrics, encode_names, named
 from forwarder.normalize.proxy import verdict
 from forwarder.normalize.reading import Endpoint, Reading
 from forwarder.reply import Failure, Reply
@@ -28,18 +29,7 @@ from forwarder.troubles import Troubles
 
 log = logging.getLogger(__name__)
 
-PATHS: Final[dict[Endpoint, str]] = {
-    "liveliness": "/health/liveliness",
-    "readiness": "/health/readiness",
-    "readiness_details": "/health/readiness/details",
-    "models": "/health/models",
-    "services": "/health/services",
-    "shared_status": "/health/shared-status",
-    "backlog": "/health/backlog",
-    "latest": "/health/latest",
-    "model_info": "/model/info",
-    "health": "/health",
-}
+PATHS: Final[Mapping[str, str]] = {endpoint.name: endpoint.path for endpoint in catalog.ENDPOINTS}
 LIVELINESS_ALIAS: Final = "/health/liveness"
 
 ABSENT_RETRY: Final = 3600.0  # seconds until an endpoint that a target does not have is tried again
@@ -81,7 +71,7 @@ class Said(NamedTuple):
 class Poller:
     """One target. `open` reads what a previous run stored; `tick` is called by the schedule."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it works with, and a clock
         self,
         target: Target,
         client: Client,
@@ -89,7 +79,9 @@ class Poller:
         resource: Mapping[str, str | int],
         *,
         clock: Callable[[], int] = time.time_ns,
+        announce: bool = True,
     ) -> None:
+        """`announce`: whether the arithmetic of what /health costs is told at start; a cron job need not."""
         self.target: Final = target
         self.endpoints: Final[tuple[Endpoint, ...]] = tuple(e for e in get_args(Endpoint) if self._wanted(e))
         self._client = client
@@ -111,14 +103,17 @@ class Poller:
         self._last: dict[Endpoint, Said] = {}
         self._source: Endpoint = "health"
         self._not_before: dict[Endpoint, int] = {}
-        self._troubles = Troubles(target.name)
+        self._troubles = Troubles(target.name, target.url)
+        self._names: dict[str, str] = {}  # of deployments, from model_info
+        self._began: dict[Endpoint, int] = {}  # when each was last polled
+        self._announce = announce
         self._told_deployments: int | None = None
 
     def _wanted(self, endpoint: Endpoint) -> bool:
         if endpoint == "health":
             return self.target.health.enabled
-        if endpoint == "model_info" and not (self.target.health.enabled and self.target.health.background != "on"):
-            return False  # it serves the cost guard alone
+        if endpoint == "model_info" and not self.target.health.enabled:
+            return False  # it serves what /health says, and costs
         return endpoint not in self.target.skip
 
     # --- state that survives restarts -------------------------------------------------------------------------------
@@ -132,6 +127,9 @@ class Poller:
             if data := state.get(self._key("cost")):
                 self._account = cost.decode(data)
                 self._stored[self._key("cost")] = data
+            if data := state.get(self._key("names")):
+                self._names = decode_names(data)
+                self._stored[self._key("names")] = data
         except CodecError as error:
             log.warning("stored state cannot be read and starts anew", extra=self._fields(reason=error))
         if self._account.deployments is not None:
@@ -151,7 +149,9 @@ class Poller:
         if 0 < self._not_before.get(endpoint, 0) - now <= ABSENT_RETRY * 1e9:
             return False
         if endpoint != "health":
-            return True
+            # The first poll is made at start, out of the schedule's phase: the tick right after it is no second one.
+            since = now - self._began.get(endpoint, 0)
+            return not 0 <= since < self.target.interval * 1e9 / 2
         # /health waits until every cheap endpoint has had its say: they may show that it is not needed, or free.
         if any(e not in self._last for e in self.endpoints if e != "health"):
             return False
@@ -167,6 +167,7 @@ class Poller:
         if not self.due(endpoint):
             return
         self._busy.add(endpoint)
+        self._began[endpoint] = self._clock()
         try:
             await self._poll(endpoint)
         finally:
@@ -184,6 +185,10 @@ class Poller:
             reading = await asyncio.to_thread(normalize, endpoint, reply, keyed=keyed)
         else:
             reading = normalize(endpoint, reply, keyed=keyed)
+        if reading.names is not None:
+            self._names = dict(reading.names)
+        if reading.deployments:
+            reading = replace(reading, deployments=named(reading.deployments, self._names))
         async with self._lock:
             await self._absorb(endpoint, reply, reading)
 
@@ -332,7 +337,11 @@ class Poller:
 
     def _changed(self, account: cost.Account, state: changes.ChangeState) -> dict[str, bytes]:
         """The states as they are to be stored, where they differ from what is."""
-        now = {self._key("cost"): cost.encode(account), self._key("changes"): changes.encode(state)}
+        now = {
+            self._key("cost"): cost.encode(account),
+            self._key("changes"): changes.encode(state),
+            self._key("names"): encode_names(self._names),
+        }
         return {key: value for key, value in now.items() if self._stored.get(key) != value}
 
     # --- one line per thing that matters ----------------------------------------------------------------------------
@@ -342,7 +351,7 @@ class Poller:
 
     def _tell_cost(self, account: cost.Account) -> None:
         """The arithmetic, at start and once more when the number of deployments becomes known or doubles."""
-        if cost.free(account, self._budget) or "health" not in self.endpoints:
+        if not self._announce or cost.free(account, self._budget) or "health" not in self.endpoints:
             return
         told, now = self._told_deployments, account.deployments
         if told is not None and (not now or 0 < told <= now < 2 * told or now < told):

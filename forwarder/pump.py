@@ -176,7 +176,7 @@ class Pump:
 
     async def _expire(self, pieces: list[Piece], count: int) -> Step:
         if not self._expired:
-            log.warning("events are too old for the sink and are not sent", extra=fields(sink=self.sink.name))
+            log.warning("leaving out events that are too old for the sink", extra=fields(sink=self.sink.name))
         await self._settle(Settlement(upto=pieces[-1].end, expired=count))
         self._suspect = max(0, self._suspect - count)
         self._expired += count
@@ -204,7 +204,10 @@ class Pump:
                 extra=fields(sink=self.sink.name, events=self._buried),
             )
         if self._expired:
-            log.warning("left out events that were too old", extra=fields(sink=self.sink.name, events=self._expired))
+            log.warning(
+                "events are too old for the sink and were not sent",
+                extra=fields(sink=self.sink.name, events=self._expired),
+            )
         self._buried = self._expired = 0
 
     # --- failing and waiting --------------------------------------------------------------------------------------

@@ -55,25 +55,29 @@ def from_env(name: str, environ: Mapping[str, str]) -> Secret:
     return _checked(value, f"environment variable {name}")
 
 
-def from_file(path: Path) -> Secret:
-    """Read a secret file: UTF-8 text, one trailing newline dropped, at most MAX_FILE_BYTES."""
+def from_file(path: Path, label: str = "") -> Secret:
+    """Read a secret file: UTF-8 text, one trailing newline dropped, at most MAX_FILE_BYTES.
+
+    `label` is what messages call it, where the path itself should not be shown.
+    """
+    label = label or f"secret file {path}"
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        raise SecretProblem(f"secret file {path} does not exist", "create it, or correct the path") from None
+        raise SecretProblem(f"{label} does not exist", "create it, or correct the path") from None
     except PermissionError:
-        raise SecretProblem(f"secret file {path} may not be read", "give the agent's user read access") from None
+        raise SecretProblem(f"{label} may not be read", "give the agent's user read access") from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise SecretProblem(f"secret file {path} cannot be read: {reason}", "") from None
+        raise SecretProblem(f"{label} cannot be read: {reason}", "") from None
     if len(data) > MAX_FILE_BYTES:
-        raise SecretProblem(f"secret file {path} is larger than {MAX_FILE_BYTES} bytes", "is it the right file?")
+        raise SecretProblem(f"{label} is larger than {MAX_FILE_BYTES} bytes", "is it the right file?")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
-        raise SecretProblem(f"secret file {path} is not UTF-8 text", "is it the right file?") from None
-    return _checked(text.rstrip("\r\n"), f"secret file {path}")
+        raise SecretProblem(f"{label} is not UTF-8 text", "is it the right file?") from None
+    return _checked(text.rstrip("\r\n"), label)
 
 
 def _checked(value: str, source: str) -> Secret:

@@ -14,8 +14,9 @@ class Troubles:
     often it comes, it is one line. `now` is ns UTC throughout.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, url: str) -> None:
         self._target = target
+        self._url = url
         self._since: dict[str, dict[Endpoint, int]] = {}
 
     def began(self, endpoint: Endpoint, error: str, detail: str, now: int) -> None:
@@ -24,7 +25,7 @@ class Troubles:
         since = self._since.setdefault(error, {})
         if not since:
             message = f"cannot read the proxy: {detail}" if detail else "cannot read the proxy"
-            log.warning(message, extra=fields(target=self._target, endpoint=endpoint, error=error))
+            log.warning(message, extra=fields(target=self._target, url=self._url, endpoint=endpoint, error=error))
         elif endpoint not in since:
             log.debug("nor this endpoint", extra=fields(target=self._target, endpoint=endpoint, error=error))
         since.setdefault(endpoint, now)
@@ -45,4 +46,7 @@ class Troubles:
             return
         del self._since[error]
         after = f"{(now - began) // 1_000_000_000}s"
-        log.info("no longer", extra=fields(target=self._target, endpoint=endpoint, error=error, after=after))
+        log.info(
+            "what could not be read can be read again",
+            extra=fields(target=self._target, endpoint=endpoint, error=error, after=after),
+        )

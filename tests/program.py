@@ -52,6 +52,26 @@ async def call(
     return Finished(process.returncode, out.decode(), err.decode())
 
 
+async def call_shell(script: str, *arguments: str, cwd: Path) -> Finished:
+    """Run a shell script that gets the interpreter as $0 and the arguments as $@."""
+    process = await asyncio.create_subprocess_exec(
+        "bash",
+        "-c",
+        script,
+        sys.executable,
+        *arguments,
+        cwd=cwd,
+        env=environment(),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(PATIENCE):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return Finished(process.returncode, out.decode(), err.decode())
+
+
 def names_in(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 

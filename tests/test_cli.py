@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from backends.http_server import ScriptedServer, always, hang
 from backends.litellm import Deployment, FakeLiteLLM
-from program import Finished, call, write_config
+from program import Finished, call, call_shell, write_config
 
 from forwarder import catalog
 from forwarder.events import Batch, Resource
@@ -64,7 +64,7 @@ async def test_check_the_configured_targets(tmp_path: Path) -> None:
     async with FakeLiteLLM() as one, FakeLiteLLM() as two:
         write_config(tmp_path, [one.url, two.url])
         await two.stop()
-        said(await call("check", cwd=tmp_path), 2, f"healthy: {one.url}", f"unreachable: {two.url}")
+        said(await call("check", cwd=tmp_path), 2, f"healthy: t0 ({one.url})", f"unreachable: t1 ({two.url})")
 
 
 # --- inspect ----------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ async def test_inspect_with_yes_shows_each_deployment_with_its_class(tmp_path: P
     async with FakeLiteLLM("1.80.17", key="sk-x") as proxy:
         proxy.deployments = [Deployment("openai/good", "a"), Deployment("openai/bad", "b", error="rate_limit")]
         finished = await call("inspect", proxy.url, "--yes", cwd=tmp_path, env={"LITELLM_API_KEY": "sk-x"})
-        said(finished, 0, "1 healthy", "1 failing", "FAIL  openai/bad", "rate_limit")
+        said(finished, 0, "1 healthy", "1 failing", "FAIL  b (openai/bad)", "rate_limit")
         assert finished.out.index("openai/bad") < finished.out.index("openai/good")
         assert "LEAKTEST" not in finished.out
         assert "\x1b" not in finished.out  # colour is for terminals
@@ -111,6 +111,8 @@ async def test_inspect_an_unknown_target(tmp_path: Path) -> None:
     """Names those there are."""
     write_config(tmp_path, ["http://127.0.0.1:1"])
     said(await call("inspect", "-t", "nope", cwd=tmp_path), 64, "nope", "t0")
+    said(await call("inspect", "-t", "t0", "http://127.0.0.1:1", cwd=tmp_path), 64, "not both")
+    said(await call("inspect", "--key-env", "NOPE", "http://127.0.0.1:1", cwd=tmp_path), 64, "NOPE is not set")
 
 
 # --- validate and the configuration -------------------------------------------------------------------------------
@@ -142,6 +144,41 @@ async def test_schema(tmp_path: Path) -> None:
     """For editors."""
     finished = await call("validate", "--schema", cwd=tmp_path)
     assert json.loads(finished.out)["properties"].keys() >= {"agent", "targets", "sinks"}
+
+
+# --- standard streams -------------------------------------------------------------------------------------------
+
+
+async def test_without_standard_output(tmp_path: Path) -> None:
+    """Started with it closed: the exit code still tells, and nothing is written to whatever gets its number.
+
+    The console sink delivers nothing, instead of claiming to.
+    """
+    async with FakeLiteLLM() as proxy:
+        write_config(tmp_path, [proxy.url], more='drain_timeout = "5s"')
+        closed = 'exec "$0" -m forwarder "$@" <&- >&-'
+        for command, code in ((["check", proxy.url], 0), (["catalog"], 0), (["poll", "--once"], 1)):
+            finished = await call_shell(closed, *command, cwd=tmp_path)
+            said(finished, code)
+            assert finished.out == ""
+        (account,) = json.loads((await call("spool", "ledger", "--json", cwd=tmp_path)).out)
+        assert account["delivered"] == 0
+        assert account["pending"] == account["accepted"] > 0
+
+
+async def test_a_full_disk_under_standard_output(tmp_path: Path) -> None:
+    """A health check still tells by its exit code; anything else says that it could not be written."""
+    async with FakeLiteLLM() as proxy:
+        full = 'exec "$0" -m forwarder "$@" > /dev/full'
+        said(await call_shell(full, "check", proxy.url, cwd=tmp_path), 0, "standard output cannot be written")
+        said(await call_shell(full, "catalog", cwd=tmp_path), 74, "standard output cannot be written")
+
+
+async def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
+    """`catalog | head -1` is no failure."""
+    finished = await call_shell('"$0" -m forwarder "$@" | head -1; exit ${PIPESTATUS[0]}', "catalog", cwd=tmp_path)
+    said(finished, 0, "litellm.health")
+    assert finished.err == ""
 
 
 # --- catalog, completion, help ------------------------------------------------------------------------------------
@@ -181,7 +218,7 @@ async def test_a_wrong_command_line(wrong: list[str], tmp_path: Path) -> None:
 async def test_a_bad_url(tmp_path: Path) -> None:
     """The problem and the fix; a password in it is not echoed."""
     finished = await call("check", "http://user:CANARY@host", cwd=tmp_path)
-    said(finished, 78, "URL")
+    said(finished, 64, "URL")
     assert "CANARY" not in finished.err
 
 
@@ -223,6 +260,8 @@ async def test_replay_and_purge(buried: Path) -> None:
     said(await call("spool", "replay", "1", "--sink", "console", cwd=buried), 0, "1 put back")
     said(await call("spool", "purge", "--all", "--sink", "console", cwd=buried), 0, "1 forgotten")
     said(await call("spool", "list", cwd=buried), 0, "no dead letters")
+    said(await call("spool", "purge", "9", "--sink", "console", cwd=buried), 1, "0 forgotten", "1 of the ids")
+    said(await call("spool", "replay", "--all", "--sink", "nope", cwd=buried), 64, "nope", "console")
     (account,) = json.loads((await call("spool", "ledger", "--json", cwd=buried)).out)
     assert (account["accepted"], account["pending"], account["rejected"]) == (3, 2, 1)
 

@@ -262,7 +262,7 @@ MISTAKES = [
     (
         Parts(target='api_key = { file = "none", optional = false }'),
         (
-            "targets[0].api_key: the secret file it names cannot be used "
+            "targets[0].api_key: the secret file it names does not exist "
             "(relative paths start at the folder of the configuration)"
         ),
     ),

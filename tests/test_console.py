@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from forwarder.events import Batch, Change, Delta, Event, Histogram, Metric, Resource
@@ -114,6 +114,7 @@ def test_floats_read_back_the_same(value: float) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=())))
+@example("".join(map(chr, range(0x100))) + "\u2028\u2029\ufeff\ud800")
 def test_a_line_is_printable_ascii(text: str) -> None:
     """Whatever a text holds (surrogates, C0, DEL, C1, U+2028), a terminal and a line reader see one plain line."""
     event = Change(text, TIME, "info", text, text, {text: text})
@@ -143,6 +144,19 @@ def answer_of(sink: ConsoleSink, batches: list[Batch], *, timeout: float, reader
     os.close(reader)
     sending.join()
     return found
+
+
+def reads(fd: int) -> tuple[bytearray, threading.Thread]:
+    """What a thread reads, until the other end is closed."""
+    got = bytearray()
+
+    def read() -> None:
+        while data := os.read(fd, 1 << 16):
+            got.extend(data)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    return got, thread
 
 
 def test_a_file_is_appended_to_where_the_others_write(tmp_path: Path) -> None:
@@ -208,24 +222,19 @@ def test_the_shared_descriptor_is_left_as_it_is(kind: Any) -> None:
 def test_lines_of_others_stay_whole() -> None:
     """`2>&1 | reader`: the log and the events share a pipe, and neither cuts the other's lines."""
     reader, writer = os.pipe()
-    got = bytearray()
-
-    def read() -> None:
-        while data := os.read(reader, 1 << 16):
-            got.extend(data)
+    got, reading = reads(reader)
 
     def log() -> None:
         for _ in range(2000):
             os.write(writer, b'{"value":"log"}\n')
 
-    threads = [threading.Thread(target=read), threading.Thread(target=log)]
-    for thread in threads:
-        thread.start()
+    logging = threading.Thread(target=log)
+    logging.start()
     sink = ConsoleSink("c", writer)
     outcomes = [sink.send(sent(range(1000), 700), timeout=20) for _ in range(3)]
-    threads[1].join()
+    logging.join()
     os.close(writer)
-    threads[0].join()
+    reading.join()
     os.close(reader)
     assert outcomes == [Delivered()] * 3
     found = values(bytes(got))
@@ -267,14 +276,11 @@ def test_a_line_longer_than_a_pipe_takes_is_ended_before_it_is_repeated() -> Non
     assert isinstance(sink.send(batches, timeout=0.1), Retry)
     first = os.read(reader, 1 << 20)
     assert b"\n" not in first
-    rest = bytearray()
-    sending = threading.Thread(target=sink.send, args=(batches,), kwargs={"timeout": 20})
-    sending.start()
     os.set_blocking(reader, True)
-    while rest.count(b"\n") < 3:
-        rest += os.read(reader, 1 << 16)
-    sending.join()
-    os.close(reader)
+    rest, reading = reads(reader)
+    assert sink.send(batches, timeout=20) == Delivered()
     os.close(writer)
+    reading.join()
+    os.close(reader)
     assert rest.startswith(b"\n")
     assert values(bytes(rest[1:])) == [1.0, 2.0]

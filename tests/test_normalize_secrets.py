@@ -20,7 +20,7 @@ from forwarder.reply import Reply
 CANARY = "cAnArY"  # not a word of ours
 RECORDED = (b"LEAKTEST", b"FAKE", b"SECRET", b"http://", b"Traceback", b"/ok/v1", b"127.0.0.1")
 # The names that go on, cleaned: what else could tell deployments apart.
-NAMES = {"model", "model_id", "litellm_version"}
+NAMES = {"model", "model_id", "model_name", "id", "litellm_version"}
 WITH_CONTENT = [captured for captured in captures() if captured.content is not None]
 
 

@@ -1,7 +1,6 @@
 """The command line; thin. Exit codes are those of `errors.Exit`, documented in `--help` and docs/operations.md."""
 
 import asyncio
-import os
 import sys
 import traceback
 from importlib.metadata import version
@@ -11,24 +10,13 @@ from typing import Final, NoReturn
 import click
 
 from forwarder.agent import Agent, run_until_signalled
-from forwarder.cli.common import PROGRAM, config_option, start
+from forwarder.cli.common import PROGRAM, ReaderGone, config_option, drop_unwritten, plug_standard_streams, start
 from forwarder.cli.describe import catalog_, completion, validate
 from forwarder.cli.look import check, inspect
 from forwarder.cli.spool import spool
-from forwarder.errors import Exit, ForwarderError
+from forwarder.errors import EXIT_MEANINGS, Exit, ForwarderError
 
-EXIT_CODES: Final = {
-    Exit.OK: "all is well",
-    Exit.UNHEALTHY: "check, inspect: a proxy is unhealthy, or its state is unknown; "
-    "poll: events are left in the spool; spool ledger: it does not add up",
-    Exit.UNREACHABLE: "check, inspect: a proxy cannot be reached",
-    Exit.USAGE: "the command line is wrong",
-    Exit.BUG: "a bug in litellm-forwarder",
-    Exit.STATE: "the state folder or the spool cannot be used",
-    Exit.BUSY: "another agent uses the state folder",
-    Exit.CONFIG: "the configuration is wrong",
-}
-EPILOG: Final = "Exit codes: " + "; ".join(f"{code.value} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
+EPILOG: Final = "Exit codes: " + "; ".join(f"{code.value} {text}" for code, text in EXIT_MEANINGS.items()) + "."
 
 
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -39,27 +27,26 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line. No traceback for anything that is not a bug of ours."""
+    plug_standard_streams()
     try:
         code = cli.main(prog_name=PROGRAM, standalone_mode=False)
-        sys.stdout.flush()
     except click.exceptions.Abort:
-        code = 130
+        code = Exit.INTERRUPTED
     except click.ClickException as error:
         error.show()
         code = Exit.USAGE
     except ForwarderError as error:
         click.echo(f"{PROGRAM}: {error}", err=True)
         code = error.exit_code
-    except BrokenPipeError:
-        # `catalog | head`: whoever read us has seen enough. Keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderGone:
         code = Exit.OK
     except KeyboardInterrupt:
-        code = 130
+        code = Exit.INTERRUPTED
     except Exception:  # noqa: BLE001 - the last resort: say whose fault it is, and what to do
         traceback.print_exc()
         click.echo(f"{PROGRAM}: this is a bug in litellm-forwarder; please report it with the lines above", err=True)
         code = Exit.BUG
+    drop_unwritten()
     sys.exit(int(code or 0))
 
 
@@ -85,7 +72,7 @@ def poll(config_path: Path | None, *, once: bool) -> int:
     """
     if not once:
         raise click.UsageError("poll needs --once; `litellm-forwarder run` polls for ever")
-    delivered = asyncio.run(Agent(start(config_path)).once())
+    delivered = asyncio.run(Agent(start(config_path), announce=False).once())
     return Exit.OK if delivered else Exit.UNHEALTHY
 
 

@@ -13,20 +13,59 @@ from forwarder import config as settings
 from forwarder import logs
 from forwarder.agent import build_spool
 from forwarder.config import Config
+from forwarder.errors import ConfigError, OutputError
 from forwarder.spool.base import Spool
 
 T = TypeVar("T")
 
 PROGRAM: Final = "litellm-forwarder"
+KEY_ENV: Final = "LITELLM_API_KEY"  # where commands that are given a URL look for a key
 
 config_option = click.option(
     "--config",
     "-c",
     "config_path",
-    type=click.Path(path_type=Path),
+    # Not checked here: the reader of the file says more.
+    type=click.Path(readable=False, path_type=Path),
     help="Configuration file. Default: ./config.toml, then /etc/litellm-forwarder/config.toml.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
+class ReaderGone(Exception):  # noqa: N818 - no error: `catalog | head` has seen enough
+    """Whoever read our standard output has closed it."""
+
+
+def plug_standard_streams() -> None:
+    """Put /dev/null where the process was started without a standard stream. Else the next file or socket opened would
+    get that number, and be written to as if it were the terminal.
+    """
+    for number, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # takes the lowest number that is free
+
+
+def say(text: str, *, coloured: bool = False) -> None:
+    """A line, or several, on standard output. Raises ReaderGone, or OutputError (a full disk, say)."""
+    try:
+        click.echo(text, color=None if coloured and not os.environ.get("NO_COLOR") else False)
+        if sys.stdout is not None:  # None: the process was started without
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise ReaderGone from None  # left as it is, click would exit with 1 for it
+    except OSError as error:
+        raise OutputError(f"standard output cannot be written: {error.strerror or type(error).__name__}") from None
+
+
+def drop_unwritten() -> None:
+    """Let the interpreter not try again, at exit, to write what could not be written."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def start(config_path: Path | None) -> Config:
@@ -40,14 +79,17 @@ def load(config_path: Path | None, *, secrets: bool = True) -> Config:
     return settings.load(settings.find(config_path, os.environ, Path.cwd()), os.environ, secrets=secrets)
 
 
-def targets(url: str | None, config_path: Path | None, key_env: str = "LITELLM_API_KEY") -> Config:
+def targets(url: str | None, config_path: Path | None, key_env: str = KEY_ENV) -> Config:
     """The configuration of what to look at: one URL, or the configured targets."""
     logs.configure("error", sys.stderr)
     if url is None:
         return load(config_path)
     if config_path is not None:
         raise click.UsageError("give a URL or --config, not both")
-    return settings.for_url(url, key_env, os.environ)
+    try:
+        return settings.for_url(url, key_env, os.environ)
+    except ConfigError as error:
+        raise click.UsageError("; ".join(f"{each.path} {each.reason}" for each in error.problems)) from None
 
 
 def with_spool(config_path: Path | None, act: Callable[[Spool], Coroutine[Any, Any, T]]) -> T:
@@ -68,8 +110,3 @@ def with_spool(config_path: Path | None, act: Callable[[Spool], Coroutine[Any, A
 
 def many(things: Sized, name: str) -> str:
     return f"{len(things)} {name}" + ("" if len(things) == 1 else "s")
-
-
-def colour() -> bool | None:
-    """None leaves it to click, which looks for a terminal; https://no-color.org switches it off."""
-    return False if os.environ.get("NO_COLOR") else None

@@ -10,7 +10,7 @@ from click.shell_completion import get_completion_class
 from forwarder import catalog, cost
 from forwarder import config as settings
 from forwarder.agent import build_clients
-from forwarder.cli.common import PROGRAM, colour, config_option, json_option, many
+from forwarder.cli.common import PROGRAM, config_option, json_option, many, say
 
 
 @click.command()
@@ -19,17 +19,17 @@ from forwarder.cli.common import PROGRAM, colour, config_option, json_option, ma
 def validate(config_path: Path | None, *, schema: bool) -> None:
     """Check the configuration without starting: every problem at once, exit code 78 if there is one."""
     if schema:
-        click.echo(json.dumps(settings.json_schema(), indent=2))
+        say(json.dumps(settings.json_schema(), indent=2))
         return
     path = settings.find(config_path, os.environ, Path.cwd())
     config = settings.load(path, os.environ)
     build_clients(config)
-    click.echo(f"{path}: valid; {many(config.targets, 'target')}, {many(config.sinks, 'sink')}")
+    say(f"{path}: valid; {many(config.targets, 'target')}, {many(config.sinks, 'sink')}")
     for target in config.targets:
         health = target.health
         if health.enabled and health.background != "on":
             budget = cost.Budget(health.interval, target.interval, health.max_billed_calls_per_day, health.background)
-            click.echo(f"note: target {target.name}: {cost.arithmetic(cost.Account(opened=0), budget)}")
+            say(f"note: target {target.name}: {cost.arithmetic(cost.Account(opened=0), budget)}")
 
 
 @click.command("catalog")
@@ -45,7 +45,7 @@ def catalog_(*, as_json: bool) -> None:
             {"name": c.name, "severity": c.severity, "attributes": c.attributes, "description": c.description}
             for c in catalog.CHANGES
         ]
-        click.echo(json.dumps({"metrics": metrics, "changes": changes}, indent=2))
+        say(json.dumps({"metrics": metrics, "changes": changes}, indent=2))
         return
     for metric in catalog.METRICS:
         _entry(metric.name, f"{metric.kind}, {metric.unit}", metric.attributes, metric.description)
@@ -55,7 +55,7 @@ def catalog_(*, as_json: bool) -> None:
 
 def _entry(name: str, kind: str, attributes: tuple[str, ...], description: str) -> None:
     having = " {" + ", ".join(attributes) + "}" if attributes else ""
-    click.echo(f"{click.style(name, bold=True)}{having}  ({kind})\n    {description}", color=colour())
+    say(f"{click.style(name, bold=True)}{having}  ({kind})\n    {description}", coloured=True)
 
 
 @click.command()
@@ -67,6 +67,4 @@ def completion(shell: str) -> None:
     """
     found = get_completion_class(shell)
     assert found is not None  # noqa: S101 - the choices are click's own
-    click.echo(
-        found(click.get_current_context().find_root().command, {}, PROGRAM, "_LITELLM_FORWARDER_COMPLETE").source()
-    )
+    say(found(click.get_current_context().find_root().command, {}, PROGRAM, "_LITELLM_FORWARDER_COMPLETE").source())

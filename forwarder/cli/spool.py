@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from forwarder.cli.common import PROGRAM, config_option, json_option, with_spool
+from forwarder.cli.common import PROGRAM, config_option, json_option, say, with_spool
 from forwarder.errors import Exit
+from forwarder.logs import one_line
 from forwarder.sinks.console import line, rfc3339
 from forwarder.spool.base import Account, DeadLetter, Spool
 
@@ -44,13 +45,13 @@ def ledger(config_path: Path | None, *, as_json: bool) -> int:
             | {"dead_letters": a.dead_letters, "oldest_pending": a.oldest_pending, "adds_up": a.adds_up}
             for a in accounts
         ]
-        click.echo(json.dumps(rows, indent=2))
+        say(json.dumps(rows, indent=2))
     else:
-        click.echo(f"{'sink':<20}" + "".join(f"{column:>12}" for column in columns) + "  adds up")
+        say(f"{'sink':<20}" + "".join(f"{column:>12}" for column in columns) + "  adds up")
         for a in accounts:
             name = a.sink if a.attached else f"{a.sink} (removed)"
             numbers = "".join(f"{getattr(a, column):>12,}" for column in columns)
-            click.echo(f"{name:<20}{numbers}  {'yes' if a.adds_up else 'NO'}")
+            say(f"{name:<20}{numbers}  {'yes' if a.adds_up else 'NO'}")
     return Exit.OK if all(a.adds_up for a in accounts) else Exit.UNHEALTHY
 
 
@@ -63,13 +64,13 @@ def list_(config_path: Path | None, sink: str | None, limit: int, *, as_json: bo
     """List dead letters, oldest first."""
     letters = _letters(config_path, sink, limit)
     if as_json:
-        click.echo(json.dumps([_letter(letter) for letter in letters], indent=2))
+        say(json.dumps([_letter(letter) for letter in letters], indent=2))
         return
     if not letters:
-        click.echo("no dead letters")
+        say("no dead letters")
     for letter in letters:
         event = letter.batch.events[0]
-        click.echo(f"{letter.id:>8}  {rfc3339(letter.time)[:19]}Z  {letter.sink}  {event.name}  {letter.reason}")
+        say(f"{letter.id:>8}  {rfc3339(letter.time)[:19]}Z  {letter.sink}  {event.name}  {one_line(letter.reason)}")
 
 
 @spool.command()
@@ -84,7 +85,7 @@ def show(config_path: Path | None, id: int) -> None:  # noqa: A002 - the name in
     letters = [letter for letter in with_spool(config_path, read) if letter.id == id]
     if not letters:
         raise click.UsageError(f"no dead letter {id}; `{PROGRAM} spool list` lists them")
-    click.echo(json.dumps(_letter(letters[0]), indent=2))
+    say(json.dumps(_letter(letters[0]), indent=2))
 
 
 @spool.command()
@@ -92,14 +93,15 @@ def show(config_path: Path | None, id: int) -> None:  # noqa: A002 - the name in
 @config_option
 @click.option("--sink", required=True, help="The sink whose dead letters are meant.")
 @click.option("--all", "everything", is_flag=True, help="All of the sink's dead letters.")
-def replay(config_path: Path | None, ids: tuple[int, ...], sink: str, *, everything: bool) -> None:
+def replay(config_path: Path | None, ids: tuple[int, ...], sink: str, *, everything: bool) -> int:
     """Put dead letters back into their sink's queue, to be sent again."""
     _chosen(ids, everything=everything)
 
     async def act(spool: Spool) -> int:
+        await _known(spool, sink)
         return await spool.replay(sink, None if everything else ids)
 
-    click.echo(f"{with_spool(config_path, act)} put back")
+    return _report(with_spool(config_path, act), "put back", sink, ids)
 
 
 @spool.command()
@@ -107,14 +109,15 @@ def replay(config_path: Path | None, ids: tuple[int, ...], sink: str, *, everyth
 @config_option
 @click.option("--sink", required=True, help="The sink whose dead letters are meant.")
 @click.option("--all", "everything", is_flag=True, help="All of the sink's dead letters.")
-def purge(config_path: Path | None, ids: tuple[int, ...], sink: str, *, everything: bool) -> None:
+def purge(config_path: Path | None, ids: tuple[int, ...], sink: str, *, everything: bool) -> int:
     """Forget dead letters for good. They stay counted as rejected."""
     _chosen(ids, everything=everything)
 
     async def act(spool: Spool) -> int:
+        await _known(spool, sink)
         return await spool.purge(sink, None if everything else ids)
 
-    click.echo(f"{with_spool(config_path, act)} forgotten")
+    return _report(with_spool(config_path, act), "forgotten", sink, ids)
 
 
 def _chosen(ids: tuple[int, ...], *, everything: bool) -> None:
@@ -122,8 +125,24 @@ def _chosen(ids: tuple[int, ...], *, everything: bool) -> None:
         raise click.UsageError("name the dead letters by their ids, or say --all")
 
 
+async def _known(spool: Spool, sink: str | None) -> None:
+    known = [account.sink for account in await spool.accounts()]
+    if sink is not None and sink not in known:
+        raise click.UsageError(f"the spool knows no sink {sink!r}; it knows: {', '.join(known) or 'none'}")
+
+
+def _report(count: int, done: str, sink: str, ids: tuple[int, ...]) -> int:
+    missing = len(set(ids)) - count
+    if missing > 0:
+        say(f"{count} {done}; {missing} of the ids are no dead letters of {sink}")
+        return Exit.UNHEALTHY
+    say(f"{count} {done}")
+    return Exit.OK
+
+
 def _letters(config_path: Path | None, sink: str | None, limit: int) -> list[DeadLetter]:
     async def read(spool: Spool) -> list[DeadLetter]:
+        await _known(spool, sink)
         return await spool.dead_letters(sink, limit=limit)
 
     return with_spool(config_path, read)

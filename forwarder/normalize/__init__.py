@@ -52,7 +52,7 @@ def normalize(endpoint: Endpoint, reply: Reply, *, keyed: bool) -> Reading:
     envelope = unwrap(endpoint, reply, keyed=keyed)
     reading = Reading(absent=True) if envelope.absent else _READERS[endpoint](envelope, reply)
     if reading.absent:
-        return Reading(absent=True, detail="the proxy does not have this endpoint")
+        return Reading(absent=True, detail=f"not offered here (HTTP {reply.status})")
     return dataclasses.replace(
         reading,
         detail=reading.detail or _detail(reading, reply, keyed=keyed),

@@ -42,6 +42,7 @@ class DeploymentTrack(msgspec.Struct, frozen=True, array_like=True):
     provider: str | None
     track: Track = Track()
     missing: int = 0
+    name: str | None = None
 
 
 class VersionTrack(msgspec.Struct, frozen=True, array_like=True):
@@ -221,7 +222,7 @@ def _deployments(
         track, tell = now.step(known.track if known else Track(), deployment.up)
         if tell:
             _tell_deployment(now, deployment)
-        after[deployment.id] = DeploymentTrack(deployment.model, deployment.provider, track)
+        after[deployment.id] = DeploymentTrack(deployment.model, deployment.provider, track, name=deployment.name)
     if baseline:
         return after
     for id_, known in state.deployments.items():
@@ -230,7 +231,7 @@ def _deployments(
         if known.missing + 1 < now.failures:
             after[id_] = msgspec.structs.replace(known, missing=known.missing + 1)
             continue
-        gone = Deployment(id_, known.model, known.provider, up=False)
+        gone = Deployment(id_, known.model, known.provider, up=False, name=known.name)
         text = f"The proxy no longer lists deployment {id_} of {known.model} (missing {_times(now.failures)})."
         now.tell(catalog.DEPLOYMENT_REMOVED, f"{_short(gone)} was removed", text, gone.attributes())
     return after
@@ -254,9 +255,10 @@ def _tell_deployment(now: _Observation, deployment: Deployment) -> None:
 
 
 def _short(deployment: Deployment) -> str:
-    """Model and id for a title: the start of a long id tells deployments apart as well as a commit's does."""
+    """Name, model and id for a title: the start of a long id tells deployments apart as well as a commit's does."""
     id_ = deployment.id if len(deployment.id) <= 20 else f"{deployment.id[:12]}…"
-    return f"{deployment.model} [{id_}]"
+    name = f"{deployment.name} ({deployment.model})" if deployment.name else deployment.model
+    return f"{name} [{id_}]"
 
 
 def _times(count: int) -> str:

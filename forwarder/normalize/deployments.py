@@ -17,12 +17,15 @@ import hashlib
 import heapq
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import msgspec
+
 from forwarder import catalog
+from forwarder.errors import CodecError
 from forwarder.events import Metric
 from forwarder.normalize.failure import failure
 from forwarder.normalize.reading import Deployment, Reading, name
@@ -67,6 +70,50 @@ def listing(healthy: object, unhealthy: object, time: int) -> Reading | None:
         deployments=deployments,
         healthy=len(healthy) if isinstance(healthy, list) else None,
         unhealthy=len(unhealthy) if isinstance(unhealthy, list) else None,
+    )
+
+
+def names(configured: Sequence[object]) -> dict[str, str]:
+    """What clients call each deployment, from the entries of /model/info: by the proxy's id, and by our own digest
+    (followed by "-") where all deployments with that digest have the same name.
+    """
+    found: dict[str, str] = {}
+    ambiguous: set[str] = set()
+    for item in configured:
+        if not isinstance(item, dict) or (public := name(item.get("model_name"))) is None:
+            continue
+        parameters, info = item.get("litellm_params"), item.get("model_info")
+        fields = parameters if isinstance(parameters, dict) else {}
+        given = info.get("id") if isinstance(info, dict) else None
+        entry = _entry({"model": fields.get("model"), "api_base": fields.get("api_base"), "model_id": given}, up=True)
+        if entry is None:
+            continue
+        if entry.given_id:
+            found[entry.given_id] = public
+        if found.setdefault(f"{entry.digest}-", public) != public:
+            ambiguous.add(f"{entry.digest}-")
+    return {key: public for key, public in found.items() if key not in ambiguous}
+
+
+def encode_names(names: Mapping[str, str]) -> bytes:
+    return msgspec.msgpack.encode(names)
+
+
+def decode_names(data: bytes) -> dict[str, str]:
+    """Read what `encode_names` wrote. Raises CodecError for anything else."""
+    try:
+        return msgspec.msgpack.decode(data, type=dict[str, str])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CodecError(f"damaged names: {error}") from None
+
+
+def named(deployments: Sequence[Deployment], public: Mapping[str, str]) -> tuple[Deployment, ...]:
+    """The deployments with the names that model_info told. Releases before 1.106 give no id in /health; there the
+    digest of model and API base stands for it.
+    """
+    return tuple(
+        msgspec.structs.replace(each, name=public.get(each.id) or public.get(each.id.rpartition("-")[0] + "-"))
+        for each in deployments
     )
 
 

@@ -41,7 +41,8 @@ def name(value: object, limit: int = MAX_NAME) -> str | None:
 
 
 class Deployment(msgspec.Struct, frozen=True):
-    """One deployment as one reply described it. `error_type` is a key of catalog.DEPLOYMENT_ERRORS, only when not up.
+    """One deployment as one reply described it. `name` is what clients ask for (`model_name` in the proxy's
+    configuration), where model_info told it. `error_type` is a key of catalog.DEPLOYMENT_ERRORS, only when not up.
     `check_age` is seconds.
     """
 
@@ -52,11 +53,14 @@ class Deployment(msgspec.Struct, frozen=True):
     error_type: str | None = None
     http_status: int | None = None
     check_age: float | None = None
+    name: str | None = None
 
     def attributes(self) -> dict[str, str | int]:
         found: dict[str, str | int] = {"model": self.model, "deployment.id": self.id}
         if self.provider:
             found["provider"] = self.provider
+        if self.name:
+            found["model.name"] = self.name
         return found
 
 
@@ -75,6 +79,7 @@ class Reading:
     healthy, unhealthy: the lengths of the proxy's lists, also beyond the cap on deployments; None without the list
     background: evidence that the proxy checks its models by itself: True (certain), None (no evidence)
     configured: how many deployments the proxy has configured, from model_info
+    names: what clients call the deployments, from model_info; see `deployments.named`
     metrics: points that follow from this reply alone, except those of deployments (`deployment_metrics`,
         `count_metrics`): which endpoint they are taken from is the poller's decision
     """
@@ -92,4 +97,5 @@ class Reading:
     unhealthy: int | None = None
     background: bool | None = None
     configured: int | None = None
+    names: Mapping[str, str] | None = None
     metrics: tuple[Metric, ...] = ()

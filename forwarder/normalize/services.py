@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from forwarder import catalog
 from forwarder.events import Metric, finite
-from forwarder.normalize.deployments import MAX_LISTED, age, deployment_id
+from forwarder.normalize.deployments import MAX_LISTED, age, deployment_id, names
 from forwarder.normalize.envelope import Envelope
 from forwarder.normalize.proxy import connected
 from forwarder.normalize.reading import Reading
@@ -88,12 +88,12 @@ def latest(envelope: Envelope, reply: Reply) -> Reading:
 
 
 def model_info(envelope: Envelope, reply: Reply) -> Reading:  # noqa: ARG001 - all endpoints are called alike
-    """How many deployments are configured: what one /health without background checks will bill for."""
+    """What is configured: how many deployments a /health without background checks will bill for, and their names."""
     content = envelope.object if envelope.successful else None
     data = content.get("data") if content else None
     if not isinstance(data, list):
         return Reading(error=envelope.error or "unexpected")
-    return Reading(configured=len(data))
+    return Reading(configured=len(data), names=names(data[:MAX_LISTED]))
 
 
 def _count(content: Mapping[str, Any], key: str) -> float | None:

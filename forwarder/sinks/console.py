@@ -30,7 +30,8 @@ CROWDED: Final = 1000
 class ConsoleSink:
     limits: Final = Limits(max_events=5000, max_bytes=4_000_000)
 
-    def __init__(self, name: str, fd: int = 1) -> None:
+    def __init__(self, name: str, fd: int | None = 1) -> None:
+        """`fd` None: the process was started without standard output."""
         self.name: Final = name
         self._fd = fd
         self._cut = False  # the last attempt ended within a line
@@ -39,6 +40,8 @@ class ConsoleSink:
         return f"ConsoleSink({self.name!r})"
 
     def send(self, batches: Sequence[Batch], *, timeout: float) -> Outcome:
+        if self._fd is None:
+            return Blocked("the process was started without standard output")
         deadline = time.monotonic() + timeout
         # The same events are sent again after an attempt that ended within a line. End that line first, so that each
         # line is whole or broken off.
@@ -116,8 +119,7 @@ def line(event: Event, batch: Batch) -> str:
         case Change():
             record |= {"kind": "change", "severity": event.severity, "title": event.title, "text": event.text}
     record |= {"time": rfc3339(event.time), "attributes": event.attributes, "resource": batch.resource.attributes}
-    # DEL is the one control character that JSON lets through as it is.
-    return json.dumps(record, separators=(",", ":")).replace("\x7f", "\\u007f") + "\n"
+    return json.dumps(record, separators=(",", ":")) + "\n"
 
 
 def rfc3339(time_ns: int) -> str:

@@ -69,6 +69,10 @@ class ScriptedSink:
         self.taken: list[float] = []
         self.overlapped = False
         self._busy = threading.Lock()
+        self.follow(script)
+
+    def follow(self, script: Script | Iterable[object]) -> None:
+        """From now on, another script."""
         if callable(script):
             self._script: Script = script
         else:
