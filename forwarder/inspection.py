@@ -253,7 +253,7 @@ def _deployment(deployment: Deployment) -> str:
         why = f"  {deployment.error_type or 'other'}{status}"
     age = f"  checked {deployment.check_age:,.0f} s ago" if deployment.check_age is not None else ""
     name = f"{deployment.name} ({deployment.model})" if deployment.name else deployment.model
-    return f"{mark}  {name:<44} {click.style(deployment.id[:16], dim=True):<16}{why}{age}"
+    return f"{mark}  {name:<44} {click.style(f'{deployment.short_id:<18}', dim=True)}{why}{age}"
 
 
 def _says(endpoint: str, seen: Seen) -> str:

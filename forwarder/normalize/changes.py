@@ -255,10 +255,9 @@ def _tell_deployment(now: _Observation, deployment: Deployment) -> None:
 
 
 def _short(deployment: Deployment) -> str:
-    """Name, model and id for a title: the start of a long id tells deployments apart as well as a commit's does."""
-    id_ = deployment.id if len(deployment.id) <= 20 else f"{deployment.id[:12]}…"
+    """Name, model and id for a title."""
     name = f"{deployment.name} ({deployment.model})" if deployment.name else deployment.model
-    return f"{name} [{id_}]"
+    return f"{name} [{deployment.short_id}]"
 
 
 def _times(count: int) -> str:

@@ -55,6 +55,11 @@ class Deployment(msgspec.Struct, frozen=True):
     check_age: float | None = None
     name: str | None = None
 
+    @property
+    def short_id(self) -> str:
+        """For people: the start of a long id tells deployments apart as well as a commit's does."""
+        return self.id if len(self.id) <= 20 else f"{self.id[:12]}…"
+
     def attributes(self) -> dict[str, str | int]:
         found: dict[str, str | int] = {"model": self.model, "deployment.id": self.id}
         if self.provider:
