@@ -176,11 +176,12 @@ class Agent:
         scheduler: AsyncIOScheduler,
         wall: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
+        look: float = CLOCK_LOOK,
     ) -> None:
-        """Schedule anew when the wall clock was stepped."""
+        """Schedule anew when the wall clock was stepped. `look`: seconds between comparisons."""
         offset = wall() - steady()
         while True:
-            await asyncio.sleep(CLOCK_LOOK)
+            await asyncio.sleep(look)
             step = wall() - steady() - offset
             if abs(step) < CLOCK_STEP:
                 continue

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from forwarder.errors import CodecError
+from forwarder.codec import Codec
 from forwarder.normalize.reading import Deployment, Reading
 
 CALLS_IF_FAILING: Final = 3  # the SDK's retries on 429, 5xx and time-outs, measured
@@ -65,22 +65,9 @@ class Account(msgspec.Struct, frozen=True, array_like=True):
     booked: int = 0
 
 
-# The first byte of a stored account; see forwarder.events.VERSION for the rule.
-VERSION: Final = b"\x01"
-
-
-def encode(account: Account) -> bytes:
-    return VERSION + msgspec.msgpack.encode(account)
-
-
-def decode(data: bytes) -> Account:
-    """Read what `encode` wrote. Raises CodecError for anything else."""
-    if data[:1] != VERSION:
-        raise CodecError("a cost account of another codec version")
-    try:
-        return msgspec.msgpack.decode(memoryview(data)[1:], type=Account)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CodecError(f"damaged cost account: {error}") from None
+_codec: Final = Codec(Account, "a cost account")
+encode: Final = _codec.encode
+decode: Final = _codec.decode  # raises CodecError
 
 
 class Budget(msgspec.Struct, frozen=True):

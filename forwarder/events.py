@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from forwarder.errors import CodecError
+from forwarder.codec import Codec
 
 AttributeValue = str | int
 Attributes = dict[str, AttributeValue]
@@ -81,26 +81,9 @@ class Batch(msgspec.Struct, frozen=True, array_like=True):
     events: tuple[Event, ...]
 
 
-# The first byte of a stored batch. Fields may be appended to the structs above (array-like structs read older
-# rows with their defaults); any other change of layout needs a new version here and a reader for the old one.
-VERSION: Final = b"\x01"
-
-_encoder: Final = msgspec.msgpack.Encoder()
-_decoder: Final = msgspec.msgpack.Decoder(Batch)
-
-
-def encode(batch: Batch) -> bytes:
-    return VERSION + _encoder.encode(batch)
-
-
-def decode(data: bytes) -> Batch:
-    """Read what `encode` wrote. Raises CodecError for anything else."""
-    if data[:1] != VERSION:
-        raise CodecError(f"a batch of codec version {data[:1].hex() or 'none'}; this release reads {VERSION.hex()}")
-    try:
-        return _decoder.decode(memoryview(data)[1:])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CodecError(f"damaged batch: {error}") from None
+_codec: Final = Codec(Batch, "a batch")
+encode: Final = _codec.encode
+decode: Final = _codec.decode  # raises CodecError
 
 
 def finite(value: object) -> float | None:

@@ -21,7 +21,7 @@ from typing import Final, Literal
 import msgspec
 
 from forwarder import catalog
-from forwarder.errors import CodecError
+from forwarder.codec import Codec
 from forwarder.events import Attributes, Change
 from forwarder.normalize.reading import Deployment, Reading, name
 
@@ -64,24 +64,9 @@ class ChangeState(msgspec.Struct, frozen=True, array_like=True):
     deployments: dict[str, DeploymentTrack] = {}
 
 
-VERSION: Final = b"\x01"  # any other change of layout than appending needs a new one, and a reader for the old
-
-_encoder: Final = msgspec.msgpack.Encoder()
-_decoder: Final = msgspec.msgpack.Decoder(ChangeState)
-
-
-def encode(state: ChangeState) -> bytes:
-    return VERSION + _encoder.encode(state)
-
-
-def decode(data: bytes) -> ChangeState:
-    """Read what `encode` wrote. Raises CodecError for anything else; the caller then starts from ChangeState()."""
-    if data[:1] != VERSION:
-        raise CodecError(f"a state of codec version {data[:1].hex() or 'none'}; this release reads {VERSION.hex()}")
-    try:
-        return _decoder.decode(memoryview(data)[1:])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CodecError(f"damaged state: {error}") from None
+_codec: Final = Codec(ChangeState, "the state of changes")
+encode: Final = _codec.encode
+decode: Final = _codec.decode  # raises CodecError
 
 
 class _Observation:

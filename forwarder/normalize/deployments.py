@@ -25,7 +25,7 @@ from typing import Any, Final
 import msgspec
 
 from forwarder import catalog
-from forwarder.errors import CodecError
+from forwarder.codec import Codec
 from forwarder.events import Metric
 from forwarder.normalize.failure import failure
 from forwarder.normalize.reading import Deployment, Reading, name
@@ -95,16 +95,9 @@ def names(configured: Sequence[object]) -> dict[str, str]:
     return {key: public for key, public in found.items() if key not in ambiguous}
 
 
-def encode_names(names: Mapping[str, str]) -> bytes:
-    return msgspec.msgpack.encode(names)
-
-
-def decode_names(data: bytes) -> dict[str, str]:
-    """Read what `encode_names` wrote. Raises CodecError for anything else."""
-    try:
-        return msgspec.msgpack.decode(data, type=dict[str, str])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CodecError(f"damaged names: {error}") from None
+_names_codec: Final = Codec(dict[str, str], "the names of deployments")
+encode_names: Final = _names_codec.encode
+decode_names: Final = _names_codec.decode  # raises CodecError
 
 
 def named(deployments: Sequence[Deployment], public: Mapping[str, str]) -> tuple[Deployment, ...]:
