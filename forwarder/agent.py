@@ -56,10 +56,10 @@ class Agent:
         self.spool: Final = build_spool(config, owner=True)
         self._stopping = False
         self.drained = False  # nothing was pending when the pumps stopped
-        intake = Intake(self.spool, config.resource)
+        self._intake = Intake(self.spool, config.resource)
         self._clients = build_clients(config)
         self.pollers: Final = [
-            Poller(target, client, intake, config.resource, announce=announce)
+            Poller(target, client, self._intake, config.resource, announce=announce)
             for target, client in zip(config.targets, self._clients, strict=True)
         ]
         self.pumps: Final = [
@@ -122,6 +122,7 @@ class Agent:
             for poll in self._polls:
                 poll.cancel()
             await asyncio.gather(*self._polls, return_exceptions=True)
+            await self._intake.report()
             stop.set()
             done, _ = await asyncio.wait(pumps, timeout=self.config.agent.drain_timeout)
             self.drained = len(done) == len(pumps) and all(task.result() for task in done)

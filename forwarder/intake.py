@@ -7,14 +7,14 @@ reported as a `forwarder.data.lost` change as soon as the spool takes it, at mos
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from forwarder import catalog
 from forwarder.errors import SpoolUnavailable
-from forwarder.events import Attributes, Batch, Resource
+from forwarder.events import Attributes, Batch, Change, Resource
 from forwarder.logs import fields
-from forwarder.spool.base import Spool
+from forwarder.spool.base import Damage, PutResult, Spool
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class Intake:
         self._resource = Resource(dict(resource))
         self._clock = clock
         self._untold: Counter[tuple[str, str]] = Counter()  # (sink or "", reason) → events
+        self._damage: list[Damage] = []
         self._told_at = 0
         self._unavailable_since: int | None = None
         self._refused_at = 0
@@ -48,37 +49,37 @@ class Intake:
             seconds = (self._clock() - self._unavailable_since) // 1_000_000_000
             log.info("the spool takes events again", extra=fields(after=f"{seconds}s"))
             self._unavailable_since = None
+        self._dropped(result)
+        if not 0 <= self._clock() - self._told_at < TELL_EVERY:
+            await self.report()
+        return True
+
+    async def report(self) -> None:
+        """Tell what was lost since the last time, as changes and in the log. `put` calls it at most once a minute;
+        whoever stops the agent, once more.
+        """
+        now = self._told_at = self._clock()
+        found = await self._spool.damage()
+        # Taken in one step, before anything more is awaited: other polls go on counting meanwhile.
+        lost, self._untold = self._untold, Counter()
+        damage, self._damage = [*self._damage, *found], []
+        if not lost and not damage:
+            return
+        for (sink, reason), events in sorted(lost.items()):
+            log.error("events were lost", extra=fields(events=events, sink=sink or None, reason=reason))
+        for each in damage:
+            log.error("the spool was damaged", extra=fields(reason=each.reason, moved_to=each.moved_to or None))
+        try:
+            self._dropped(await self._spool.put(Batch(self._resource, now, _changes(lost, damage, now))))
+        except SpoolUnavailable:
+            self._untold += lost
+            self._damage = [*damage, *self._damage]
+
+    def _dropped(self, result: PutResult) -> None:
         for sink, events in result.dropped.items():
             if not self._untold[sink, "spool_full"]:
                 log.error("the spool is full: the oldest events make way", extra=fields(sink=sink))
             self._untold[sink, "spool_full"] += events
-        await self._report()
-        return True
-
-    async def _report(self) -> None:
-        """Put what was lost as changes, and what was found damaged; at most once a minute."""
-        now = self._clock()
-        if 0 <= now - self._told_at < TELL_EVERY:
-            return
-        damage = await self._spool.damage()
-        if not damage and not self._untold:
-            return
-        changes = []
-        for (sink, reason), events in sorted(self._untold.items()):
-            attributes: Attributes = {"reason": reason, "sink": sink} if sink else {"reason": reason}
-            title = f"{events:,} events lost" + (f" for sink {sink}" if sink else "")
-            changes.append(catalog.DATA_LOST.at(now, title, _REASONS[reason], attributes))
-            log.error("events were lost", extra=fields(events=events, sink=sink or None, reason=reason))
-        for each in damage:
-            log.error("the spool was damaged", extra=fields(reason=each.reason, moved_to=each.moved_to or None))
-            title = "the spool was damaged: what was in it is not delivered"
-            changes.append(catalog.DATA_LOST.at(now, title, _REASONS["spool_corrupt"], {"reason": "spool_corrupt"}))
-        try:
-            await self._spool.put(Batch(self._resource, now, tuple(changes)))
-        except SpoolUnavailable:
-            return  # told another time
-        self._untold.clear()
-        self._told_at = now
 
     def _lose(self, batch: Batch | None, reason: str) -> None:
         if batch is not None:
@@ -87,6 +88,18 @@ class Intake:
         if self._unavailable_since is None:
             self._unavailable_since = self._clock()
             log.error("the spool cannot take events; they are lost until it can", extra=fields(reason=reason))
+
+
+def _changes(lost: Mapping[tuple[str, str], int], damage: Sequence[Damage], now: int) -> tuple[Change, ...]:
+    changes = []
+    for (sink, reason), events in sorted(lost.items()):
+        attributes: Attributes = {"reason": reason, "sink": sink} if sink else {"reason": reason}
+        title = f"{events:,} events lost" + (f" for sink {sink}" if sink else "")
+        changes.append(catalog.DATA_LOST.at(now, title, _REASONS[reason], attributes))
+    for _ in damage:
+        title = "the spool was damaged: what was in it is not delivered"
+        changes.append(catalog.DATA_LOST.at(now, title, _REASONS["spool_corrupt"], {"reason": "spool_corrupt"}))
+    return tuple(changes)
 
 
 _REASONS: Final = {

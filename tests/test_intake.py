@@ -1,5 +1,6 @@
 """What cannot enter the spool, or makes way in it, is counted and told."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -73,6 +74,20 @@ async def test_events_lost_to_a_full_disk_are_told_when_it_takes_events_again(
         "the spool cannot take events; they are lost until it can",
         "the spool takes events again",
     ]
+
+
+async def test_what_is_lost_while_it_is_told_is_told_the_next_time(spool: FailingSpool) -> None:
+    """Many polls put at once: no loss is told twice, none is forgotten."""
+    clock = Clock()
+    intake = Intake(spool, {}, clock=clock)
+    spool.full = True
+    await asyncio.gather(*(intake.put(batch()) for _ in range(4)))
+    await intake.report()
+    spool.full = False
+    clock.now += TELL_EVERY
+    await asyncio.gather(*(intake.put(batch()) for _ in range(8)))
+    await intake.report()
+    assert [change.title for change in await changes(spool)] == ["12 events lost"]
 
 
 async def test_events_that_make_way_are_told_by_sink_at_most_once_a_minute(tmp_path: Path) -> None:
