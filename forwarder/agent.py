@@ -103,9 +103,9 @@ class Agent:
             await self.spool.open()
             try:
                 await self.spool.attach([pump.sink.name for pump in self.pumps])
-                state = await self.spool.state()
+                state, damaged = await self.spool.state(), await self._intake.damaged()
                 for poller in self.pollers:
-                    poller.open(state)
+                    poller.open(state, damaged=damaged)
                 stop = asyncio.Event()
                 pumps = [asyncio.create_task(pump.run(stop)) for pump in self.pumps]
                 try:

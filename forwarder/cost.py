@@ -6,7 +6,7 @@ stores it with the batch, and **before** the call too, so that an agent that cra
 """
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 import msgspec
@@ -34,6 +34,7 @@ FAST_PER_DEPLOYMENT: Final = 0.001  # seconds more for each deployment that is w
 NOT_GENERATING: Final = re.compile(r"embed|rerank|moderation|whisper|tts|speech|transcri|image|dall-e", re.IGNORECASE)
 STREAK: Final = 3  # replies in a row before speed is believed, and slow ones before it is no longer
 DAY: Final = 86400.0
+FAR_OFF: Final = timedelta(days=2)
 
 
 class Account(msgspec.Struct, frozen=True, array_like=True):
@@ -86,23 +87,32 @@ def free(account: Account, budget: Budget) -> bool:
 
 def due_in(account: Account, budget: Budget, now: int) -> float:
     """Seconds until /health may be polled again by the clock (the budget is another matter). Survives restarts."""
-    if now < account.last:  # the clock was set back: waiting for it to catch up could take for ever
-        return 0.0
     interval = budget.cheap_interval if free(account, budget) else budget.interval
-    return max(0.0, interval - (now - account.last) / 1e9)
+    # Ticks come a little early or late; a poll must not slip a whole tick for that.
+    slack = min(budget.cheap_interval / 2, interval / 10)
+    return max(0.0, interval - slack - (now - account.last) / 1e9)
 
 
 def today(account: Account, now: int) -> Account:
-    """The account with `spent` counting the UTC day of `now`."""
-    day = f"{datetime.fromtimestamp(now // 1_000_000_000, UTC):%Y-%m-%d}"
-    return account if account.day == day else msgspec.structs.replace(account, day=day, spent=0)
+    """The account with `spent` counting the UTC day of `now`.
+
+    A clock that goes back neither gives the budget again nor lets a poll come early: the day stays until it is over,
+    and the interval begins anew. Only a day that is far off was never right, and is corrected, with what was spent.
+    """
+    if now < account.last:
+        account = msgspec.structs.replace(account, last=now)
+    today = datetime.fromtimestamp(now // 1_000_000_000, UTC).date()
+    day = date.fromisoformat(account.day) if account.day else None
+    if day is None or day < today:
+        return msgspec.structs.replace(account, day=today.isoformat(), spent=0)
+    if day - today > FAR_OFF:
+        return msgspec.structs.replace(account, day=today.isoformat())
+    return account
 
 
 def expected(account: Account) -> int:
-    """What the next poll is taken to cost: as the last, else one call for each deployment, else one."""
-    if account.per_poll is not None:
-        return account.per_poll
-    return max(1, account.deployments or 1)
+    """What the next poll is taken to cost: as the last, or one call a deployment if that is more; at least one."""
+    return max(1, account.per_poll or 0, account.deployments or 0)
 
 
 def remaining(account: Account, budget: Budget) -> int | None:
@@ -143,9 +153,8 @@ def correct(account: Account, budget: Budget, reading: Reading, elapsed: float) 
     return msgspec.structs.replace(account, spent=spent, total=total, booked=0)
 
 
-NOT_CALLED: Final = frozenset(
-    {"dns", "refused", "unreachable", "tls", "proxy", "redirect", "auth", "not_found", "rate_limited", "http_4xx"}
-)
+# Failures from before a deployment can have been called. A 429 or 408 may come from after.
+NOT_CALLED: Final = frozenset({"dns", "refused", "proxy", "redirect", "auth", "not_found"})
 
 
 def calls(deployment: Deployment) -> int:
@@ -156,7 +165,7 @@ def calls(deployment: Deployment) -> int:
 
 
 def learn(account: Account, reading: Reading, elapsed: float) -> Account:
-    """Does the proxy check in the background? An empty object, or shared checks, say so for certain; otherwise
+    """Does the proxy check in the background? An empty object says so for certain; otherwise
     a few replies in a row that list a healthy generating model faster than one could answer.
     """
     if reading.background:

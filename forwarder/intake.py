@@ -54,6 +54,11 @@ class Intake:
             await self.report()
         return True
 
+    async def damaged(self) -> bool:
+        """Whether the spool was found damaged since the last report; what is stored is then not what was."""
+        self._damage = [*self._damage, *await self._spool.damage()]
+        return bool(self._damage)
+
     async def report(self) -> None:
         """Tell what was lost since the last time, as changes and in the log. `put` calls it at most once a minute;
         whoever stops the agent, once more.

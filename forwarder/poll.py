@@ -118,20 +118,36 @@ class Poller:
 
     # --- state that survives restarts -------------------------------------------------------------------------------
 
-    def open(self, state: Mapping[str, bytes]) -> None:
-        """Take up what the last run stored. State that cannot be read starts anew, with a line in the log."""
-        try:
-            if data := state.get(self._key("changes")):
-                self._changes = changes.decode(data)
-                self._stored[self._key("changes")] = data
-            if data := state.get(self._key("cost")):
-                self._account = cost.decode(data)
-                self._stored[self._key("cost")] = data
-            if data := state.get(self._key("names")):
-                self._names = decode_names(data)
-                self._stored[self._key("names")] = data
-        except CodecError as error:
-            log.warning("stored state cannot be read and starts anew", extra=self._fields(reason=error))
+    def open(self, state: Mapping[str, bytes], *, damaged: bool = False) -> None:
+        """Take up what the last run stored. State that cannot be read starts anew, with a line in the log.
+
+        `damaged`: the spool was, so what was stored is lost: nobody knows when /health was polled last.
+        """
+        readers: dict[str, Callable[[bytes], object]] = {
+            "changes": changes.decode,
+            "cost": cost.decode,
+            "names": decode_names,
+        }
+        for kind, read in readers.items():
+            data = state.get(self._key(kind))
+            if not data:
+                continue
+            try:
+                value = read(data)
+            except CodecError as error:
+                log.warning("stored state cannot be read and starts anew", extra=self._fields(reason=error))
+                damaged = damaged or kind == "cost"
+                continue
+            self._stored[self._key(kind)] = data
+            match value:
+                case changes.ChangeState():
+                    self._changes = value
+                case cost.Account():
+                    self._account = value
+                case dict():
+                    self._names = value
+        if damaged:
+            self._account = msgspec.structs.replace(self._account, last=self._clock())
         if self._account.deployments is not None:
             self._tell_cost(self._account)  # else when model_info has been asked, a moment after the start
 
@@ -159,8 +175,8 @@ class Poller:
         liveliness = self._last.get("liveliness")
         if liveliness is not None and liveliness.reading.alive is False:
             return False
-        # Ticks come a little early or late; a poll must not slip a whole tick for that.
-        return cost.due_in(self._account, self._budget, now) <= self.target.interval / 2
+        self._account = cost.today(self._account, now)
+        return cost.due_in(self._account, self._budget, now) <= 0
 
     async def tick(self, endpoint: Endpoint) -> None:
         """Poll the endpoint if it is due."""
@@ -196,7 +212,6 @@ class Poller:
         """Ask the cost guard, and book the poll durably before it is made."""
         now = self._clock()
         async with self._lock:
-            self._account = cost.today(self._account, now)
             if not cost.affordable(self._account, self._budget):
                 await self._refuse(now)
                 return False
@@ -276,8 +291,6 @@ class Poller:
         account, was_free = self._account, cost.free(self._account, self._budget)
         if endpoint == "health":
             account = cost.correct(account, self._budget, reading, elapsed)
-        elif reading.background:
-            account = cost.learn(account, reading, elapsed)
         if reading.configured is not None:
             account = msgspec.structs.replace(account, deployments=reading.configured)
         if cost.free(account, self._budget) != was_free:

@@ -267,6 +267,6 @@ def test_stored_and_shared_checks() -> None:
     ages = [(m.value, m.attributes) for m in latest.metrics if m.name == "litellm.deployment.check.age"]
     assert ages == [(60.0, {"deployment.id": "my-stable-id-1"})]
     shared = capture("documented/healthy/health-shared-status.key").reading()
-    assert shared.background is True
+    assert shared.background is None
     assert ("litellm.check.cache.age", 42.5) in [(m.name, m.value) for m in shared.metrics]
     assert capture("1.106.2/key/health-shared-status.key").reading().background is None

@@ -215,7 +215,31 @@ async def test_a_clock_set_back_silences_nothing(world: World) -> None:
     await world.round(poller)
     before = world.proxy.count("/health/liveliness"), world.proxy.count("/health")
     await world.round(poller, -86_400)
-    assert (world.proxy.count("/health/liveliness"), world.proxy.count("/health")) == (before[0] + 1, before[1] + 1)
+    assert (world.proxy.count("/health/liveliness"), world.proxy.count("/health")) == (before[0] + 1, before[1])
+    await world.round(poller, 300)
+    assert (world.proxy.count("/health/liveliness"), world.proxy.count("/health")) == (before[0] + 2, before[1] + 1)
+
+
+async def test_shared_checks_do_not_make_health_free(world: World) -> None:
+    """`use_shared_health_check` alone does not switch background checks on: each poll is billed as before."""
+    world.proxy.answers["/health/shared-status"] = js({"shared_health_check_enabled": True, "status": {}})
+    poller = await world.poller()
+    for _ in range(10):
+        await world.round(poller)
+    assert world.proxy.count("/health") == 1
+
+
+async def test_one_unreadable_state_leaves_the_others(world: World) -> None:
+    """And a lost account is no licence: /health waits for its interval."""
+    await world.round(await world.poller())
+    await world.spool.put(None, {"changes/eu": b"\x02damaged"})
+    await world.round(await world.poller())
+    assert world.proxy.count("/health") == 1
+    await world.spool.put(None, {"cost/eu": b"\x02damaged"})
+    await world.round(await world.poller())
+    assert world.proxy.count("/health") == 1
+    await world.round(await world.poller(), 300)
+    assert world.proxy.count("/health") == 2
 
 
 # --- the verdicts --------------------------------------------------------------------------------------------------

@@ -33,8 +33,8 @@ def services(envelope: Envelope, reply: Reply) -> Reading:
 
 
 def shared_status(envelope: Envelope, reply: Reply) -> Reading:
-    """Health checks shared between workers over Redis (1.80 and later): evidence that checks run in the background,
-    and the only age of their results that a real proxy tells.
+    """Health checks shared between workers over Redis (1.80 and later): the only age of check results that a real
+    proxy tells. It is no evidence that /health is free: the setting alone does not switch background checks on.
     """
     content = envelope.object if envelope.successful else None
     if content is None or not isinstance(enabled := content.get("shared_health_check_enabled"), bool):
@@ -44,7 +44,7 @@ def shared_status(envelope: Envelope, reply: Reply) -> Reading:
     status = content.get("status")
     cache_age = _count(status, "cache_age_seconds") if isinstance(status, dict) else None
     metrics = () if cache_age is None else (catalog.CHECK_CACHE_AGE.at(reply.time, cache_age),)
-    return Reading(background=True, metrics=metrics)
+    return Reading(metrics=metrics)
 
 
 def backlog(envelope: Envelope, reply: Reply) -> Reading:
