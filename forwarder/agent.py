@@ -23,7 +23,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from forwarder import config as settings
 from forwarder.config import Config
-from forwarder.errors import ConfigError, Problem
+from forwarder.errors import ConfigError, Problem, SpoolUnavailable, StateFolderBusy, StateFolderError
 from forwarder.http import Client, HttpProblem, tls_context
 from forwarder.intake import Intake
 from forwarder.logs import fields
@@ -54,6 +54,7 @@ class Agent:
     def __init__(self, config: Config, *, announce: bool = True) -> None:
         self.config: Final = config
         self.spool: Final = build_spool(config, owner=True)
+        self._lock: Final = StateLock(config.agent.state_dir)
         self._stopping = False
         self.drained = False  # nothing was pending when the pumps stopped
         self._intake = Intake(self.spool, config.resource)
@@ -71,7 +72,10 @@ class Agent:
         """Poll and deliver until `stop` is set, then drain. StateFolderError when the state folder cannot be used."""
         async with self._running():
             scheduler = self._schedule()
-            watch = asyncio.create_task(self._watch_clock(scheduler))
+            watches = [
+                asyncio.create_task(self._watch_clock(scheduler)),
+                asyncio.create_task(self._watch_lock(stop)),
+            ]
             state = self.config.agent.state_dir
             log.info("started", extra=fields(targets=len(self.pollers), sinks=len(self.pumps), state=state))
             try:
@@ -81,7 +85,8 @@ class Agent:
                 # Said before anything is awaited: the scheduler still fires once after its shutdown, and a poll that
                 # began then would put events when the pumps have found nothing left.
                 self._stopping = True
-                watch.cancel()
+                for watch in watches:
+                    watch.cancel()
                 scheduler.shutdown(wait=False)
 
     async def once(self) -> bool:
@@ -97,7 +102,7 @@ class Agent:
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
         """Lock, spool and pumps are up inside; on leaving, what is pending is drained within `drain_timeout`."""
-        lock = StateLock(self.config.agent.state_dir)
+        lock = self._lock
         lock.acquire()
         try:
             await self.spool.open()
@@ -134,13 +139,21 @@ class Agent:
                 each.sink.close()
             for client in self._clients:
                 await client.close()
-            for account in await self.spool.accounts():
-                if account.attached and account.pending:
-                    log.warning(
-                        "stopped with events still to deliver; they stay in the spool",
-                        extra=fields(sink=account.sink, events=account.pending),
-                    )
+            await self._say_what_is_left()
             log.info("stopped", extra=fields(everything_delivered=self.drained))
+
+    async def _say_what_is_left(self) -> None:
+        try:
+            accounts = await self.spool.accounts()
+        except SpoolUnavailable as error:
+            log.warning("what is left in the spool cannot be read", extra=fields(reason=error))
+            return
+        for account in accounts:
+            if account.attached and account.pending:
+                log.warning(
+                    "stopped with events still to deliver; they stay in the spool",
+                    extra=fields(sink=account.sink, events=account.pending),
+                )
 
     # --- schedule -------------------------------------------------------------------------------------------------
 
@@ -192,6 +205,19 @@ class Agent:
             for poller in self.pollers:
                 for endpoint in poller.endpoints:
                     scheduler.reschedule_job(job_id(poller, endpoint), trigger=phased(poller, endpoint, now))
+
+    async def _watch_lock(self, stop: asyncio.Event) -> None:
+        """Two agents on one folder would send everything twice: stop, should another have got the lock."""
+        while True:
+            await asyncio.sleep(CLOCK_LOOK)
+            try:
+                self._lock.keep()
+            except StateFolderBusy as error:
+                log.error("the state folder was taken over; stopping", extra=fields(reason=error))  # noqa: TRY400 - said
+                stop.set()
+                return
+            except StateFolderError as error:
+                log.debug("the lock cannot be renewed", extra=fields(reason=error))
 
 
 def job_id(poller: Poller, endpoint: Endpoint) -> str:
@@ -279,3 +305,4 @@ async def run_until_signalled(config: Config) -> None:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)  # stopped already; what is left is the interpreter's own end

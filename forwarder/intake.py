@@ -31,7 +31,8 @@ class Intake:
         self._resource = Resource(dict(resource))
         self._clock = clock
         self._untold: Counter[tuple[str, str]] = Counter()  # (sink or "", reason) → events
-        self._damage: list[Damage] = []
+        self._damage: list[Damage] = []  # not told yet
+        self.damages = 0  # found since the start: whoever keeps state in the spool must store it again
         self._told_at = 0
         self._unavailable_since: int | None = None
         self._refused_at = 0
@@ -50,30 +51,35 @@ class Intake:
             log.info("the spool takes events again", extra=fields(after=f"{seconds}s"))
             self._unavailable_since = None
         self._dropped(result)
+        await self._look_for_damage()
         if not 0 <= self._clock() - self._told_at < TELL_EVERY:
             await self.report()
         return True
 
     async def damaged(self) -> bool:
         """Whether the spool was found damaged since the last report; what is stored is then not what was."""
-        self._damage = [*self._damage, *await self._spool.damage()]
+        await self._look_for_damage()
         return bool(self._damage)
+
+    async def _look_for_damage(self) -> None:
+        for each in await self._spool.damage():
+            log.error("the spool was damaged", extra=fields(reason=each.reason, moved_to=each.moved_to or None))
+            self._damage.append(each)
+            self.damages += 1
 
     async def report(self) -> None:
         """Tell what was lost since the last time, as changes and in the log. `put` calls it at most once a minute;
         whoever stops the agent, once more.
         """
         now = self._told_at = self._clock()
-        found = await self._spool.damage()
+        await self._look_for_damage()
         # Taken in one step, before anything more is awaited: other polls go on counting meanwhile.
         lost, self._untold = self._untold, Counter()
-        damage, self._damage = [*self._damage, *found], []
+        damage, self._damage = self._damage, []
         if not lost and not damage:
             return
         for (sink, reason), events in sorted(lost.items()):
             log.error("events were lost", extra=fields(events=events, sink=sink or None, reason=reason))
-        for each in damage:
-            log.error("the spool was damaged", extra=fields(reason=each.reason, moved_to=each.moved_to or None))
         try:
             self._dropped(await self._spool.put(Batch(self._resource, now, _changes(lost, damage, now))))
         except SpoolUnavailable:

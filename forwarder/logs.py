@@ -36,8 +36,9 @@ def configure(level: str, stream: TextIO) -> None:
     handler.setFormatter(KeyValueFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("forwarder").setLevel(level.upper())
-    # Our jobs only start tasks; what they come to is logged by the poller.
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)
+    # Our jobs only start tasks; what they come to is logged by the poller. At a stop APScheduler cancels jobs that
+    # have not begun, and would log each with a traceback.
+    logging.getLogger("apscheduler").setLevel(logging.CRITICAL)
 
 
 def one_line(text: str) -> str:

@@ -339,6 +339,7 @@ class Poller:
             reported = account
         changed = self._changed(reported, state)
         batch = Batch(self._resource, now, tuple(events)) if events else None
+        damages = self._intake.damages
         if (batch is not None or changed) and not await self._intake.put(batch, changed):
             # A change that could not be stored must be found again, and a delta reported later; but money that was
             # spent stays spent.
@@ -346,7 +347,8 @@ class Poller:
             return
         self._account = reported
         self._changes = state
-        self._stored |= changed
+        # A file that took the place of a damaged one holds nothing of ours: store everything anew, next time.
+        self._stored = self._stored | changed if damages == self._intake.damages else {}
 
     def _changed(self, account: cost.Account, state: changes.ChangeState) -> dict[str, bytes]:
         """The states as they are to be stored, where they differ from what is."""

@@ -3,7 +3,7 @@
 What an outcome leads to (the table of DESIGN and docs/architecture.md):
 
     Delivered       settle and count; what the backend refused inside counts as rejected
-    Retry           keep everything, wait max(what the backend asked, jittered back-off), send the same again
+    Retry           settle what is known to be stored, keep the rest, wait max(what the backend asked, back-off)
     Rejected, n>1   send fewer: half of what is known to hold the poison, until it is found
     Rejected, n=1   bury it as a dead letter; after REFUSALS in a row without a delivery it is the sink that is wrong
     Blocked         keep everything, alarm, try slowly
@@ -27,13 +27,14 @@ from typing import Any, Final, Literal, TypeVar, assert_never
 from forwarder.errors import SpoolUnavailable
 from forwarder.logs import fields
 from forwarder.sinks.base import Blocked, Delivered, Outcome, Rejected, Retry, Sink
-from forwarder.spool.base import Burial, Piece, Settlement, Spool
+from forwarder.spool.base import Burial, Piece, Position, Settlement, Spool
 
 log = logging.getLogger(__name__)
 
 BACKOFF: Final = (1.0, 60.0)  # seconds: first and longest pause after a Retry
 SLOWLY: Final = (30.0, 300.0)  # the same after Blocked
 LONGEST_ASKED: Final = 3600.0  # a Retry-After beyond this is a mistake or an attack
+SETTLE_AGAIN: Final = 5.0  # seconds at most between attempts to write down what was sent
 REFUSALS: Final = 10  # single events refused in a row before the sink itself is suspected
 GRACE: Final = 5.0  # seconds past its timeout after which a send is reported as stuck
 IDLE: Final = 5.0  # seconds between looks at an empty queue: another process may replay into it
@@ -143,6 +144,10 @@ class Pump:
             case Rejected():
                 return await self._bury(pieces[0], outcome.reason)
             case Retry():
+                taken = min(max(outcome.delivered, 0), count)
+                if taken:
+                    await self._settle(Settlement(upto=_after(pieces, taken), delivered=taken))
+                    self._suspect = max(0, self._suspect - taken)
                 self._failed("retrying", outcome.reason, after=outcome.after)
                 return "failed"
             case Blocked():
@@ -266,7 +271,7 @@ class Pump:
             except SpoolUnavailable as error:
                 self._failed("spool_unavailable", str(error))
                 await self._sleep(pause)
-                pause = min(BACKOFF[1], pause * 2)
+                pause = min(SETTLE_AGAIN, pause * 2)
             else:
                 self._spool_works()
                 return
@@ -285,6 +290,16 @@ _SAYING: Final = {
 
 def _count(pieces: Sequence[Piece]) -> int:
     return sum(len(piece.batch.events) for piece in pieces)
+
+
+def _after(pieces: Sequence[Piece], count: int) -> Position:
+    """The position behind the first `count` events."""
+    for piece in pieces:
+        here = len(piece.batch.events)
+        if count < here:
+            return Position(piece.start.batch, piece.start.index + count)
+        count -= here
+    return pieces[-1].end
 
 
 async def _unless(stop: asyncio.Event, waiting: Coroutine[Any, Any, None]) -> None:

@@ -7,6 +7,7 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from forwarder.events import Batch, Change, Delta, Event, Histogram, Metric, Resource
-from forwarder.sinks.base import Delivered, Outcome, Retry
+from forwarder.sinks.base import Blocked, Delivered, Outcome, Retry
 from forwarder.sinks.console import PIPE_BUF, ConsoleSink, line, rfc3339
 
 TIME = 1_795_417_930_123_456_789
@@ -126,7 +127,7 @@ def test_a_line_is_printable_ascii(text: str) -> None:
 # --- what a standard output can be --------------------------------------------------------------------------------
 
 
-def sent(values: range, length: int = 0) -> list[Batch]:
+def sent(values: Sequence[int], length: int = 0) -> list[Batch]:
     return [batch(*(gauge(float(value), text="x" * length) for value in values))]
 
 
@@ -284,3 +285,39 @@ def test_a_line_longer_than_a_pipe_takes_is_ended_before_it_is_repeated() -> Non
     os.close(reader)
     assert rest.startswith(b"\n")
     assert values(bytes(rest[1:])) == [1.0, 2.0]
+
+
+def test_a_slow_reader_gets_every_line_once() -> None:
+    """What an attempt did write is said, so that the next goes on behind it: progress, and no duplicates."""
+    reader, writer = os.pipe()
+    sink = ConsoleSink("c", writer)
+    left, got = list(range(2000)), bytearray()
+    while left:
+        outcome = sink.send(sent(left, 100), timeout=0.05)
+        got += os.read(reader, 16_384)  # slower than one attempt's worth
+        if isinstance(outcome, Delivered):
+            break
+        assert isinstance(outcome, Retry)
+        left = left[outcome.delivered :]
+    os.close(writer)
+    while part := os.read(reader, 1 << 16):
+        got += part
+    os.close(reader)
+    whole = [line for line in bytes(got).split(b"\n") if line.endswith(b"}") and line.startswith(b"{")]
+    assert values(b"\n".join(whole) + b"\n") == [float(value) for value in range(2000)]
+
+
+def test_half_a_line_of_an_earlier_run_is_ended_first(tmp_path: Path) -> None:
+    """`>> file`, after the disk was full: the first line of this run is whole."""
+    path = tmp_path / "out"
+    path.write_bytes(b'{"value":1.0}\n{"val')
+    with path.open("ab") as file:
+        assert ConsoleSink("c", file.fileno()).send(sent(range(2)), timeout=5) == Delivered()
+    lines = path.read_bytes().split(b"\n")
+    assert lines[1] == b'{"val'
+    assert values(b"\n".join(lines[2:])) == [0.0, 1.0]
+
+
+def test_without_standard_output_nothing_is_claimed() -> None:
+    """The process was started with it closed."""
+    assert isinstance(ConsoleSink("c", None).send(sent(range(2)), timeout=1), Blocked)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from spool_stores import SECOND, START, account, batch, letters, numbers, pending
 
 from forwarder import pump as pumping
-from forwarder.pump import BACKOFF, LONGEST_ASKED, REFUSALS, SLOWLY, Pump
+from forwarder.pump import BACKOFF, LONGEST_ASKED, REFUSALS, SETTLE_AGAIN, SLOWLY, Pump
 from forwarder.sinks.base import Blocked, Delivered, Limits, Rejected, Retry
 from forwarder.spool.base import Account
 from forwarder.spool.sqlite import SqliteSpool
@@ -468,8 +468,17 @@ async def test_a_full_disk_causes_no_duplicates(rig: Rig, said: Said) -> None:
     assert await rig.until_empty(pump)
     assert sink.calls == [[1, 2], [3]]
     assert states == ["spool_unavailable"]
-    assert max(rig.clock.pauses) == BACKOFF[1]
+    assert max(rig.clock.pauses) == SETTLE_AGAIN  # a stop must not wait long for a disk that has room again
     assert said() == [FULL, "INFO the spool can be used again"]
+
+
+async def test_what_a_failed_attempt_did_store_is_not_sent_again(rig: Rig) -> None:
+    """A reader that takes a little at each attempt gets everything once, in order; cut in the middle of a batch."""
+    await rig.spool.put(batch(1, 2, 3))
+    await rig.spool.put(batch(4, 5))
+    sink = ScriptedSink([Retry("slow", delivered=1), Retry("slow", delivered=3), Retry("slow", delivered=99)])
+    assert await rig.until_empty(rig.pump(sink))
+    assert sink.calls == [[1, 2, 3, 4, 5], [2, 3, 4, 5], [5]]
 
 
 async def test_a_burial_waits_for_the_disk_too(rig: Rig) -> None:

@@ -43,10 +43,14 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Not known to be stored; the same may go again, not before `after` seconds if the backend said so."""
+    """Not known to be stored; the same may go again, not before `after` seconds if the backend said so.
+
+    `delivered`: so many of the events, from the first on, are known to be stored all the same, and need not go again.
+    """
 
     reason: str
     after: float | None = None
+    delivered: int = 0
 
 
 @dataclass(frozen=True, slots=True)

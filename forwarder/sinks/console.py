@@ -34,7 +34,7 @@ class ConsoleSink:
         """`fd` None: the process was started without standard output."""
         self.name: Final = name
         self._fd = fd
-        self._cut = False  # the last attempt ended within a line
+        self._cut: bool | None = None  # the last attempt ended within a line; None: not looked yet
 
     def __repr__(self) -> str:
         return f"ConsoleSink({self.name!r})"
@@ -45,6 +45,8 @@ class ConsoleSink:
         deadline = time.monotonic() + timeout
         # The same events are sent again after an attempt that ended within a line. End that line first, so that each
         # line is whole or broken off.
+        if self._cut is None:
+            self._cut = _ends_within_a_line(self._fd)
         lines = ["\n"] if self._cut else []
         lines += [line(event, batch) for batch in batches for event in batch.events]
         data = "".join(lines).encode("ascii")
@@ -65,11 +67,13 @@ class ConsoleSink:
     def _write(self, fd: int, data: bytes, deadline: float) -> Outcome:
         poller = select.poll()
         poller.register(fd, select.POLLOUT)
+        start = 1 if self._cut else 0  # the line that is ended first is none of this call's
         written = crowded = 0
         while written < len(data):
             remaining = deadline - time.monotonic()
             if remaining <= 0 or crowded > CROWDED or not poller.poll(remaining * 1000):
-                return Retry("standard output takes no more: its reader is too slow")
+                whole = data.count(b"\n", start, max(start, written))
+                return Retry("standard output takes no more: its reader is too slow", delivered=whole)
             end = data.rfind(b"\n", written, written + PIPE_BUF) + 1 or written + PIPE_BUF
             try:
                 written += os.write(fd, data[written:end])
@@ -79,6 +83,19 @@ class ConsoleSink:
                 crowded = 0
                 self._cut = data[written - 1] != ord("\n")
         return Delivered()
+
+
+def _ends_within_a_line(fd: int) -> bool:
+    """Whether standard output is a file that an earlier run left with half a line (a full disk, a kill)."""
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return False
+        # Opened anew, because `fd` may be open for writing only.
+        with open(f"/proc/self/fd/{fd}", "rb") as file:  # noqa: PTH123 - a descriptor's own name
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except OSError:
+        return False  # empty, or not ours to read
 
 
 def _own(fd: int) -> int | None:

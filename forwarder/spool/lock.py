@@ -43,6 +43,20 @@ class StateLock:
             raise StateFolderError(unusable(folder, error)) from None
         self._file = file
 
+    def keep(self) -> None:
+        """Take the lock again if its file was removed or replaced, with the folder perhaps: a second agent would find
+        it free. Raises as `acquire` does.
+        """
+        if self._file is None:
+            return
+        try:
+            if self._path.stat().st_ino == os.fstat(self._file).st_ino:
+                return
+        except OSError:
+            pass  # it is gone
+        self.release()
+        self.acquire()
+
     def release(self) -> None:
         """Give the lock back; safe twice."""
         if self._file is not None:

@@ -124,14 +124,22 @@ def _prepare(connection: sqlite3.Connection, path: Path, *, create: bool, start:
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if tables and application != APPLICATION:
         raise DamagedError("the file is another program's database")
+    if not tables:
+        _lay_out(connection, path, create=create, start=start)
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise StateFolderError(f"the filesystem of {path} cannot hold a spool (no shared memory); use a local disk")
     connection.execute("PRAGMA synchronous = FULL")
     # Keep some of the log's space: on a full disk, settling (which frees space) still finds room to write.
     connection.execute(f"PRAGMA journal_size_limit = {16 * 1024 * 1024}")
-    if tables:
-        return
+
+
+def _lay_out(connection: sqlite3.Connection, path: Path, *, create: bool, start: int) -> None:
+    """In the file itself, before the log is switched on: a file whose log is lost is then known by its old contents,
+    never taken for a new one.
+    """
+    if path.stat().st_size:
+        raise DamagedError("the file has a beginning but no tables")
     if not create:
         raise StateFolderError(f"{path} is empty; start the agent, which lays it out")
     # Positions start at the clock (µs), so that what was read from a file since moved aside lies before every
