@@ -37,7 +37,11 @@ def _path(value: object, info: ValidationInfo) -> Path:
         return value
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise problem("is not a path", "write it in quotes")
-    return info.context.folder / value if info.context else Path(value)
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:
+        raise problem("begins with a user whose home folder is not known", "write the whole path") from None
+    return info.context.folder / path if info.context else path
 
 
 def _readable(value: object, info: ValidationInfo) -> Path | None:

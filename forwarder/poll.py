@@ -38,6 +38,7 @@ MODEL_INFO_INTERVAL: Final = 3600.0  # it is large (1.7 MB for 200 deployments) 
 
 LARGE: Final = 512 * 1024  # bytes of a reply; ordinary ones (200 deployments) take 2 to 4 ms
 LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+TOLD: Final = 50  # lines in the log for the changes of one reply; a proxy may have thousands of deployments
 TRANSPORT: Final = frozenset(str(failure) for failure in Failure)
 UNREACHED: Final = frozenset({"dns", "refused", "unreachable", "tls", "proxy"})
 
@@ -265,8 +266,10 @@ class Poller:
             source=endpoint if endpoint == self._source else None,
         )
         await self._put(now, [*events, *told], account, state)
-        for change in told:
+        for change in told[:TOLD]:
             log.log(LEVELS[change.severity], change.title, extra=self._fields(change=change.name))
+        if len(told) > TOLD:
+            log.warning("and more changes, not listed here", extra=self._fields(changes=len(told) - TOLD))
 
     def _note(self, endpoint: Endpoint, reading: Reading, now: int, retry_after: float | None) -> None:
         """Remember what the endpoint said, when to ask again, and log what is new about it."""

@@ -171,3 +171,10 @@ def test_numbers_that_are_none(number: object) -> None:
         if not metric.name.startswith("litellm.probe.")
     ]
     assert sent == [("litellm.backlog.requests", 3.0)]
+
+
+def test_a_flood_of_small_values_is_refused_unparsed() -> None:
+    """Sixteen megabytes of `{}` would take a gigabyte of memory."""
+    body = b"[" + b"{}," * 600_000 + b"{}]"
+    reply = Reply(NOW, 0.1, 200, content_type="application/json", body=body)
+    assert normalize("health", reply, keyed=True).error == "too_large"

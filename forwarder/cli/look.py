@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable
@@ -31,7 +32,7 @@ def check(url: str | None, config_path: Path | None, timeout: float, *, quiet: b
     checks every target of the configuration.
     """
     config = targets(url, config_path)
-    views = asyncio.run(_look(config, inspection.ESSENTIAL, timeout))
+    views = asyncio.run(_look(config, inspection.ESSENTIAL, _finite(timeout)))
     if not quiet:
         _say_all(f"{view.status}: {view.label}: {view.why}" for view in views)
     return max(_exit_code(view) for view in views)
@@ -61,7 +62,7 @@ def inspect(  # noqa: PLR0913 - one argument per option
     background; --yes and --no answer beforehand. These calls are not in the agent's budget. Exit codes are those of
     `check`.
     """
-    config = _chosen(url, config_path, name, key_env)
+    config, timeout = _chosen(url, config_path, name, key_env), _finite(timeout)
     views = [_inspect(config.model_copy(update={"targets": (target,)}), consent, timeout) for target in config.targets]
     if as_json:
         _say_all([json.dumps([inspection.as_json(view) for view in views], indent=2)])
@@ -72,6 +73,12 @@ def inspect(  # noqa: PLR0913 - one argument per option
             f"with a key more is shown: set {key_env or KEY_ENV}, or name another variable by --key-env", err=True
         )
     return max(_exit_code(view) for view in views)
+
+
+def _finite(timeout: float) -> float:
+    if math.isnan(timeout):  # which click takes to be in every range
+        raise click.UsageError("--timeout must be a number")
+    return timeout
 
 
 def _chosen(url: str | None, config_path: Path | None, name: str | None, key_env: str | None) -> Config:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -11,6 +11,8 @@ from forwarder.errors import Exit
 from forwarder.logs import one_line
 from forwarder.sinks.console import line, rfc3339
 from forwarder.spool.base import Account, DeadLetter, Spool
+
+LETTER_ID: Final = click.IntRange(1, 2**63 - 1)  # what SQLite counts with
 
 
 @click.group()
@@ -74,7 +76,7 @@ def list_(config_path: Path | None, sink: str | None, limit: int, *, as_json: bo
 
 
 @spool.command()
-@click.argument("id", type=int)
+@click.argument("id", type=LETTER_ID)
 @config_option
 def show(config_path: Path | None, id: int) -> None:  # noqa: A002 - the name in the help text
     """Show one dead letter whole, as JSON."""
@@ -89,7 +91,7 @@ def show(config_path: Path | None, id: int) -> None:  # noqa: A002 - the name in
 
 
 @spool.command()
-@click.argument("ids", type=int, nargs=-1)
+@click.argument("ids", type=LETTER_ID, nargs=-1)
 @config_option
 @click.option("--sink", required=True, help="The sink whose dead letters are meant.")
 @click.option("--all", "everything", is_flag=True, help="All of the sink's dead letters.")
@@ -105,7 +107,7 @@ def replay(config_path: Path | None, ids: tuple[int, ...], sink: str, *, everyth
 
 
 @spool.command()
-@click.argument("ids", type=int, nargs=-1)
+@click.argument("ids", type=LETTER_ID, nargs=-1)
 @config_option
 @click.option("--sink", required=True, help="The sink whose dead letters are meant.")
 @click.option("--all", "everything", is_flag=True, help="All of the sink's dead letters.")

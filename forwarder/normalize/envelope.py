@@ -63,6 +63,11 @@ class Envelope:
         return self.object if self.successful or self.status == 503 else None
 
 
+# Values in a reply: small ones, such as `{}`, take fifty times their size once parsed. 200 deployments had 20,000 in the
+# wordiest /health recorded (1.80.17).
+MAX_VALUES: Final = 500_000
+
+
 def unwrap(endpoint: Endpoint, reply: Reply, *, keyed: bool) -> Envelope:
     """Total: any status, any bytes. `keyed`: whether the request carried a key."""
     if reply.failure is not None:
@@ -82,7 +87,11 @@ def unwrap(endpoint: Endpoint, reply: Reply, *, keyed: bool) -> Envelope:
 
 
 def parse(reply: Reply) -> tuple[Any, str | None]:
-    """The JSON of a body; or None and `not_json` (a page, text, nothing) or `malformed` (cut off or damaged)."""
+    """The JSON of a body; or None and `too_large` (more values than MAX_VALUES), `not_json` (a page, text, nothing) or
+    `malformed` (cut off or damaged).
+    """
+    if reply.body.count(b",") > MAX_VALUES:
+        return None, "too_large"
     text = reply.body.decode("utf-8-sig", "replace")
     try:
         return json.loads(text), None
