@@ -345,6 +345,23 @@ async def test_changes_are_told_once_also_across_restarts(world: World) -> None:
     assert told == ["litellm.deployment.unhealthy", "litellm.proxy.down", "litellm.proxy.up"]
 
 
+async def test_state_is_stored_again_after_the_spool_was_replaced(world: World, tmp_path: Path) -> None:
+    """Else a restart would find no memory, and tell everything once more."""
+    world.proxy.answers["/health/readiness"] = js({"status": "healthy", "db": "disconnected"}, 503)
+    poller = await world.poller()
+    for _ in range(3):
+        await world.round(poller)
+    assert "litellm.dependency.down" in await world.changes()
+    (tmp_path / "spool.db").unlink()
+    for _ in range(3):
+        await world.round(poller)
+    world._seen = 0
+    restarted = await world.poller()
+    for _ in range(4):
+        await world.round(restarted)
+    assert "litellm.dependency.down" not in await world.changes()
+
+
 @pytest.mark.parametrize("answer", [js({}), js({"error": "x"}, 401), js("hello"), hang(), Response(200, b"<html>")])
 async def test_a_poll_that_saw_no_deployments_removes_none(world: World, answer: Answer) -> None:
     """401, time-outs, `{}`, HTML: not seeing is not the same as being gone."""
