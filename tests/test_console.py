@@ -292,6 +292,7 @@ def test_a_slow_reader_gets_every_line_once() -> None:
     reader, writer = os.pipe()
     sink = ConsoleSink("c", writer)
     left, got = list(range(2000)), bytearray()
+    outcome: Outcome = Retry("not tried")
     for _ in range(500):
         outcome = sink.send(sent(left, 100), timeout=0.05)
         got += os.read(reader, 16_384)  # slower than one attempt's worth
