@@ -172,6 +172,7 @@ async def test_a_full_disk_under_standard_output(tmp_path: Path) -> None:
         full = 'exec "$0" -m forwarder "$@" > /dev/full'
         said(await call_shell(full, "check", proxy.url, cwd=tmp_path), 0, "standard output cannot be written")
         said(await call_shell(full, "catalog", cwd=tmp_path), 74, "standard output cannot be written")
+        said(await call_shell(full, "--help", cwd=tmp_path), 74, "standard output cannot be written")
 
 
 async def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:

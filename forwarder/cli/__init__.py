@@ -1,6 +1,7 @@
 """The command line; thin. Exit codes are those of `errors.Exit`, documented in `--help` and docs/operations.md."""
 
 import asyncio
+import errno
 import sys
 import traceback
 from importlib.metadata import version
@@ -42,10 +43,15 @@ def main() -> NoReturn:
         code = Exit.OK
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
-    except Exception:  # noqa: BLE001 - the last resort: say whose fault it is, and what to do
-        traceback.print_exc()
-        click.echo(f"{PROGRAM}: this is a bug in litellm-forwarder; please report it with the lines above", err=True)
-        code = Exit.BUG
+    except Exception as error:  # noqa: BLE001 - the last resort: say whose fault it is, and what to do
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            # Help and version, which click writes by itself; everything else goes through `say`.
+            click.echo(f"{PROGRAM}: standard output cannot be written: {error.strerror}", err=True)
+            code = Exit.OUTPUT
+        else:
+            traceback.print_exc()
+            click.echo(f"{PROGRAM}: this is a bug in litellm-forwarder; please report it with these lines", err=True)
+            code = Exit.BUG
     drop_unwritten()
     sys.exit(int(code or 0))
 
