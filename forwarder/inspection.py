@@ -11,9 +11,9 @@ from forwarder import cost
 from forwarder.http import Client
 from forwarder.normalize import normalize
 from forwarder.normalize.deployments import named
-from forwarder.normalize.proxy import verdict
+from forwarder.normalize.proxy import TRANSPORT, verdict_of
 from forwarder.normalize.reading import Deployment, Endpoint, Reading
-from forwarder.poll import TRANSPORT, fetch
+from forwarder.poll import fetch
 from forwarder.reply import Reply
 
 ESSENTIAL: Final[tuple[Endpoint, ...]] = ("liveliness", "readiness")
@@ -54,11 +54,9 @@ class View:
 
     @property
     def status(self) -> Status:
-        liveliness, readiness = (self.said[endpoint].reading for endpoint in ESSENTIAL)
-        if liveliness.error in TRANSPORT:
+        if self.said["liveliness"].reading.error in TRANSPORT:
             return "unreachable"
-        ready = False if readiness.error in TRANSPORT else readiness.ready
-        health = verdict(liveliness.alive, ready, [seen.reading.complaint for seen in self.said.values()])
+        health = verdict_of({endpoint: seen.reading for endpoint, seen in self.said.items()})
         return {True: "healthy", False: "unhealthy", None: "unknown"}[health]  # type: ignore[return-value]
 
     @property

@@ -22,9 +22,9 @@ from forwarder.intake import Intake
 from forwarder.logs import fields
 from forwarder.normalize import changes, normalize
 from forwarder.normalize.deployments import count_metrics, decode_names, deployment_metrics, encode_names, named
-from forwarder.normalize.proxy import verdict
+from forwarder.normalize.proxy import verdict_of
 from forwarder.normalize.reading import Endpoint, Reading
-from forwarder.reply import Failure, Reply
+from forwarder.reply import Reply
 from forwarder.troubles import Troubles
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,6 @@ MODEL_INFO_INTERVAL: Final = 3600.0  # it is large (1.7 MB for 200 deployments) 
 LARGE: Final = 512 * 1024  # bytes of a reply; ordinary ones (200 deployments) take 2 to 4 ms
 LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 TOLD: Final = 50  # lines in the log for the changes of one reply; a proxy may have thousands of deployments
-TRANSPORT: Final = frozenset(str(failure) for failure in Failure)
 UNREACHED: Final = frozenset({"dns", "refused", "unreachable", "tls", "proxy"})
 
 
@@ -317,13 +316,7 @@ class Poller:
         if endpoint not in ("liveliness", "readiness", "health"):
             return []
         fresh = {e: said.reading for e, said in self._last.items() if now <= said.until}
-        liveliness, readiness = fresh.get("liveliness"), fresh.get("readiness")
-        alive = liveliness.alive if liveliness else None
-        ready = readiness.ready if readiness else None
-        # Not answering is not answering 2xx; only what we were not allowed to see stays unknown.
-        if readiness and ready is None and readiness.error in TRANSPORT:
-            ready = False
-        health = verdict(alive, ready, [reading.complaint for reading in fresh.values()])
+        health = verdict_of(fresh)
         return [] if health is None else [catalog.HEALTH.at(now, health)]
 
     def _cost_metrics(self, account: cost.Account, now: int) -> list[Event]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import pty
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -70,6 +71,34 @@ async def call_shell(script: str, *arguments: str, cwd: Path) -> Finished:
         out, err = await process.communicate()
     assert process.returncode is not None
     return Finished(process.returncode, out.decode(), err.decode())
+
+
+async def on_terminal(*arguments: str, cwd: Path, answer: bytes, until: bytes) -> tuple[int, str]:
+    """Run a command on a terminal of its own; give `answer` when `until` is shown. Its exit code, and what it showed."""
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *PROGRAM, *arguments, cwd=cwd, env=environment({"TERM": "xterm"}), stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                try:
+                    part = await asyncio.to_thread(os.read, ours, 4096)
+                except OSError:  # Linux says EIO when the last process has closed its side
+                    break
+                shown += part
+                if until in shown and answer:
+                    os.write(ours, answer)
+                    answer = b""
+            code = await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(ours)
+    return code, shown.decode()
 
 
 def names_in(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from backends.http_server import ScriptedServer, always, hang
 from backends.litellm import Deployment, FakeLiteLLM
-from program import Finished, call, call_shell, write_config
+from program import Finished, call, call_shell, on_terminal, write_config
 
 from forwarder import catalog
 from forwarder.events import Batch, Resource
@@ -86,6 +86,17 @@ async def test_inspect_with_yes_shows_each_deployment_with_its_class(tmp_path: P
         assert finished.out.index("openai/bad") < finished.out.index("openai/good")
         assert "LEAKTEST" not in finished.out
         assert "\x1b" not in finished.out  # colour is for terminals
+
+
+@pytest.mark.parametrize(("answer", "billed"), [(b"n\n", 0), (b"y\n", 2)])
+async def test_inspect_asks_on_a_terminal_before_it_pays(answer: bytes, billed: int, tmp_path: Path) -> None:
+    """With the number of deployments, in colour; no is no, and yes is one poll."""
+    async with FakeLiteLLM() as proxy:
+        code, shown = await on_terminal("inspect", proxy.url, cwd=tmp_path, answer=answer, until=b"[y/N]")
+        assert code == 0
+        assert "each of its 2 deployments" in shown
+        assert "\x1b[32m" in shown
+        assert (proxy.asked("/health"), proxy.billed_calls) == (min(billed, 1), billed)
 
 
 async def test_inspect_as_json_is_for_programs(tmp_path: Path) -> None:

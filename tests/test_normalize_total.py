@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from captured import NOW, Capture, captures
@@ -23,18 +23,7 @@ from forwarder.normalize.failure import failure
 from forwarder.normalize.reading import MAX_NAME
 from forwarder.reply import Failure, Reply
 
-ENDPOINTS: tuple[Endpoint, ...] = (
-    "liveliness",
-    "readiness",
-    "readiness_details",
-    "health",
-    "models",
-    "services",
-    "shared_status",
-    "backlog",
-    "latest",
-    "model_info",
-)
+ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 ALLOWED = {metric.name: set(metric.attributes) for metric in catalog.METRICS} | {
     change.name: set(change.attributes) for change in catalog.CHANGES
 }

@@ -1,15 +1,17 @@
 """The poller over a real socket and a real spool: what is asked, when, and what comes of it."""
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from backends.http_server import Answer, Request, Response, ScriptedServer, hang, redirect, reset
+from backends.http_server import Answer, Request, Response, ScriptedServer, drip, hang, redirect, reset
 
+from forwarder import catalog
 from forwarder import config as settings
 from forwarder.errors import SpoolUnavailable
 from forwarder.events import Change, Event, Metric
@@ -240,6 +242,24 @@ async def test_one_unreadable_state_leaves_the_others(world: World) -> None:
     assert world.proxy.count("/health") == 1
     await world.round(await world.poller(), 300)
     assert world.proxy.count("/health") == 2
+
+
+def test_the_lists_of_endpoints_agree() -> None:
+    """What is read, what is documented, and what `skip` takes: all but /health and the two that every proxy has."""
+    names = set(get_args(Endpoint))
+    assert {endpoint.name for endpoint in catalog.ENDPOINTS} == names
+    assert set(get_args(settings.OptionalEndpoint)) == names - {"liveliness", "readiness", "health"}
+
+
+async def test_one_health_poll_at_a_time(world: World) -> None:
+    """Ticks that come while a slow one is in flight make no second: proxies do not join them, each is billed."""
+    world.proxy.answers["/health"] = drip(health(2), every=0.01, step=10)
+    poller = await world.poller(health={"background": "on"})
+    for endpoint in poller.endpoints:
+        if endpoint != "health":
+            await poller.tick(endpoint)
+    await asyncio.gather(*(poller.tick("health") for _ in range(5)))
+    assert world.proxy.count("/health") == 1
 
 
 # --- the verdicts --------------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from forwarder.normalize.envelope import Envelope, is_page
-from forwarder.normalize.reading import Reading
-from forwarder.reply import Reply
+from forwarder.normalize.reading import Endpoint, Reading
+from forwarder.reply import Failure, Reply
 
 _HEALTHY_WORDS: Final = frozenset({"healthy", "ready", "connected"})  # "connected": 1.77.7 with a database
 _UNHEALTHY_WORDS: Final = frozenset({"unhealthy", "not_ready", "error", "shutting_down"})
@@ -72,6 +72,19 @@ def readiness_details(envelope: Envelope, reply: Reply) -> Reading:  # noqa: ARG
         version=release(content.get("litellm_version")),
         dependencies=dependencies(content),
     )
+
+
+TRANSPORT: Final = frozenset(str(failure) for failure in Failure)  # `error`s of a reading that no whole reply came for
+
+
+def verdict_of(said: Mapping[Endpoint, Reading]) -> bool | None:
+    """`litellm.health` from what each endpoint said last."""
+    liveliness, readiness = said.get("liveliness"), said.get("readiness")
+    ready = readiness.ready if readiness else None
+    # Not answering is not answering 2xx; only what we were not allowed to see stays unknown.
+    if readiness and ready is None and readiness.error in TRANSPORT:
+        ready = False
+    return verdict(liveliness.alive if liveliness else None, ready, [reading.complaint for reading in said.values()])
 
 
 def verdict(alive: bool | None, ready: bool | None, complaints: Iterable[bool | None]) -> bool | None:
