@@ -74,7 +74,7 @@ async def call_shell(script: str, *arguments: str, cwd: Path) -> Finished:
 
 
 async def on_terminal(*arguments: str, cwd: Path, answer: bytes, until: bytes) -> tuple[int, str]:
-    """Run a command on a terminal of its own; give `answer` when `until` is shown. Its exit code, and what it showed."""
+    """Run a command on a terminal; give `answer` when `until` is shown. Its exit code, and what it showed."""
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         *PROGRAM, *arguments, cwd=cwd, env=environment({"TERM": "xterm"}), stdin=theirs, stdout=theirs, stderr=theirs

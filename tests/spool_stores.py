@@ -91,6 +91,14 @@ class SqliteStore:
             await self._open.pop().close()
 
 
+async def engine(store: SqliteStore) -> SqliteSpool:
+    """The SQLite spool itself, open, with one sink called "a"."""
+    spool = await store.open()
+    assert isinstance(spool, SqliteSpool)
+    await spool.attach(["a"])
+    return spool
+
+
 def batch(*values: float, time: int = START, note: str = "") -> Batch:
     """One event per value, by which a test knows it again; `note` makes it longer."""
     attributes: dict[str, str | int] = {"note": note} if note else {}

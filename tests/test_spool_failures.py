@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from spool_stores import SqliteStore, account, batch, drain, pending, read, values
+from spool_stores import SqliteStore, account, batch, drain, engine, pending, read, values
 
 from forwarder.errors import SpoolUnavailable
 from forwarder.spool.base import Settlement
@@ -23,13 +23,6 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
     made = SqliteStore(tmp_path)
     yield made
     await made.close()
-
-
-async def engine(store: SqliteStore) -> SqliteSpool:
-    spool = await store.open()
-    assert isinstance(spool, SqliteSpool)
-    await spool.attach(["a"])
-    return spool
 
 
 async def limit(spool: SqliteSpool, pages: int) -> None:

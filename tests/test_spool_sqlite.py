@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from spool_stores import SqliteStore, account, batch, drain, pending, read
+from spool_stores import SqliteStore, account, batch, drain, engine, pending, read
 
 from forwarder.errors import StateFolderBusy, StateFolderError
 from forwarder.spool.base import Burial, PutResult, Settlement, Spool
@@ -24,13 +24,6 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
     made = SqliteStore(tmp_path)
     yield made
     await made.close()
-
-
-async def engine(store: SqliteStore) -> SqliteSpool:
-    spool = await store.open()
-    assert isinstance(spool, SqliteSpool)
-    await spool.attach(["a"])
-    return spool
 
 
 @contextmanager
