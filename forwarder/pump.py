@@ -2,10 +2,11 @@
 
 What an outcome leads to (the table of DESIGN and docs/architecture.md):
 
-    Delivered       settle and count; what the backend refused inside counts as rejected
+    Delivered       settle and count what was in the request; what the backend refused inside counts as rejected
     Retry           settle what is known to be stored, keep the rest, wait max(what the backend asked, back-off)
     Rejected, n>1   send fewer: half of what is known to hold the poison, until it is found
-    Rejected, n=1   bury it as a dead letter; after REFUSALS in a row without a delivery it is the sink that is wrong
+    Rejected, n=1   bury it as a dead letter; after REFUSALS in a row without a delivery it is the sink that is wrong;
+                    too old: count it as expired, and feel the way to the first that is not, one event at a time
     Blocked         keep everything, alarm, try slowly
     an exception    a bug in the sink: logged with its traceback, then as Retry
 
@@ -25,6 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar, assert_never
 
 from forwarder.errors import SpoolUnavailable
+from forwarder.events import Batch
 from forwarder.logs import fields
 from forwarder.sinks.base import Blocked, Delivered, Outcome, Rejected, Retry, Sink
 from forwarder.spool.base import Burial, Piece, Position, Settlement, Spool
@@ -75,6 +77,7 @@ class Pump:
         self._sleep = sleep
         self._dice = dice or random.Random()  # noqa: S311 - jitter, not a secret
         self._suspect = 0  # so many events from the position on are known to hold one that is refused
+        self._careful = 0  # if not 0, so many events at most go at a time, because those before were too old
         self._refusals = 0
         self._buried = 0  # not told yet
         self._expired = 0  # not told yet
@@ -120,6 +123,8 @@ class Pump:
         limits = self.sink.limits
         # Halving what is known to hold the poison finds it in log2(n) sends; a refusing sink is asked with one event.
         most = max(1, self._suspect // 2) if self._suspect else limits.max_events
+        if self._careful:
+            most = min(most, self._careful)
         if self._refusals >= REFUSALS:
             most = 1
         pieces = await self._spool.read(self.sink.name, max_events=most, max_bytes=limits.max_bytes)
@@ -134,15 +139,12 @@ class Pump:
         count = _count(pieces)
         if too_old:
             return await self._expire(pieces, count)
-        outcome = await self._send(pieces)
+        outcome = _checked(await self._send(pieces), count)
         match outcome:
             case Delivered():
                 return await self._delivered(pieces, outcome)
-            case Rejected() if count > 1:
-                self._suspect = count
-                return "done"
             case Rejected():
-                return await self._bury(pieces[0], outcome.reason)
+                return await self._rejected(pieces, outcome)
             case Retry():
                 taken = min(max(outcome.delivered, 0), count)
                 if taken:
@@ -157,15 +159,16 @@ class Pump:
                 assert_never(outcome)
 
     async def _delivered(self, pieces: list[Piece], outcome: Delivered) -> Step:
-        count = _count(pieces)
+        count = _sent(outcome, _count(pieces))
         refused = min(max(outcome.rejected, 0), count)
         if refused:
             log.warning(
                 "the backend took a request but refused some of its events for good",
                 extra=fields(sink=self.sink.name, events=refused, reason=outcome.reason),
             )
-        await self._settle(Settlement(upto=pieces[-1].end, delivered=count - refused, rejected=refused))
+        await self._settle(Settlement(upto=_after(pieces, count), delivered=count - refused, rejected=refused))
         self._suspect = max(0, self._suspect - count)
+        self._careful = self._careful * 2 if self._careful < self.sink.limits.max_events else 0
         self._refusals = 0
         self._tell()
         now = self._clock()
@@ -179,18 +182,33 @@ class Pump:
         self.status = PumpStatus("delivering", since, last_success=now)
         return "done"
 
-    async def _expire(self, pieces: list[Piece], count: int) -> Step:
+    async def _rejected(self, pieces: list[Piece], outcome: Rejected) -> Step:
+        if (sent := _sent(outcome, _count(pieces))) > 1:
+            self._suspect = sent
+            return "done"
+        if outcome.too_old:
+            self._careful = 1
+            return await self._expire(pieces, 1, outcome.reason)
+        return await self._bury(pieces, outcome.reason)
+
+    async def _expire(self, pieces: list[Piece], count: int, reason: str | None = None) -> Step:
+        """The first `count` events of them."""
         if not self._expired:
-            log.warning("leaving out events that are too old for the sink", extra=fields(sink=self.sink.name))
-        await self._settle(Settlement(upto=pieces[-1].end, expired=count))
+            log.warning(
+                "leaving out events that are too old for the sink", extra=fields(sink=self.sink.name, reason=reason)
+            )
+        await self._settle(Settlement(upto=_after(pieces, count), expired=count))
         self._suspect = max(0, self._suspect - count)
         self._expired += count
         return "done"
 
-    async def _bury(self, piece: Piece, reason: str) -> Step:
+    async def _bury(self, pieces: Sequence[Piece], reason: str) -> Step:
+        """The first event of them."""
         if self._refusals == self._buried == 0:
             log.warning("the sink refuses an event for good", extra=fields(sink=self.sink.name, reason=reason))
-        await self._settle(Settlement(upto=piece.end, rejected=1, dead=[Burial(piece.batch, reason)]))
+        whole = pieces[0].batch
+        first = Batch(whole.resource, whole.time, whole.events[:1])
+        await self._settle(Settlement(upto=_after(pieces, 1), rejected=1, dead=[Burial(first, reason)]))
         self._suspect = 0
         self._buried += 1
         self._refusals += 1
@@ -290,6 +308,18 @@ _SAYING: Final = {
 
 def _count(pieces: Sequence[Piece]) -> int:
     return sum(len(piece.batch.events) for piece in pieces)
+
+
+def _sent(outcome: Delivered | Rejected, count: int) -> int:
+    """How many of `count` events were in the request that the outcome is about."""
+    return count if outcome.events is None else min(outcome.events, count)
+
+
+def _checked(outcome: Outcome, count: int) -> Outcome:
+    """A request of no events would go on for ever, and whoever makes it has a bug."""
+    if isinstance(outcome, Delivered | Rejected) and _sent(outcome, count) < 1:
+        return Retry(f"bug in the sink: it answered {type(outcome).__name__} for no event")
+    return outcome
 
 
 def _after(pieces: Sequence[Piece], count: int) -> Position:

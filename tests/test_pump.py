@@ -119,6 +119,61 @@ async def test_delivers_in_order_within_the_limits(rig: Rig) -> None:
     assert await account(rig.spool, "a") == Account("a", True, accepted=30, delivered=30)
 
 
+async def test_what_did_not_fit_is_sent_at_once(rig: Rig) -> None:
+    """A sink that can put only some of the events into one request gets the rest in the next call, without a pause."""
+    await rig.spool.put(batch(*range(10)))
+    await rig.spool.put(batch(*range(10, 20)))
+    sink = ScriptedSink(lambda values: Delivered(events=min(3, len(values))))
+    assert await rig.until_empty(rig.pump(sink))
+    assert sink.taken == list(range(20))
+    assert sink.calls[:2] == [list(range(20)), list(range(3, 20))]
+    assert rig.clock.pauses == []
+    assert await account(rig.spool, "a") == Account("a", True, accepted=20, delivered=20)
+
+
+async def test_refused_inside_a_part_is_counted_of_that_part(rig: Rig) -> None:
+    """`rejected` speaks of the events in the request, not of those that were left out of it."""
+    await rig.spool.put(batch(*range(5)))
+    sink = ScriptedSink([Delivered(2, "bad", events=3)])
+    assert await rig.until_empty(rig.pump(sink))
+    assert sink.calls == [[0, 1, 2, 3, 4], [3, 4]]
+    assert await account(rig.spool, "a") == Account("a", True, accepted=5, delivered=3, rejected=2)
+
+
+async def test_the_poison_is_sought_in_the_part_that_was_sent(rig: Rig) -> None:
+    """A refusal of a part says nothing of the rest; of a part of one event, it is the verdict."""
+    await rig.spool.put(batch(*range(20)))
+
+    def script(values: list[float]) -> object:
+        part = values[:4]
+        return Rejected("poison", events=len(part)) if 2 in part else Delivered(events=len(part))
+
+    sink = ScriptedSink(script)
+    assert await rig.until_empty(rig.pump(sink))
+    assert sink.taken == [value for value in range(20) if value != 2]
+    assert [numbers(letter.batch) for letter in await letters(rig.spool)] == [[2]]
+    assert sink.calls[1] == [0, 1], "half of what was sent, not half of what was given"
+
+
+async def test_a_refused_part_of_one_event_buries_that_one(rig: Rig) -> None:
+    """It was alone in its request, whatever else was given with it."""
+    await rig.spool.put(batch(*range(5)))
+    sink = ScriptedSink([Rejected("too large", events=1)])
+    assert await rig.until_empty(rig.pump(sink))
+    assert sink.calls == [[0, 1, 2, 3, 4], [1, 2, 3, 4]]
+    assert [numbers(letter.batch) for letter in await letters(rig.spool)] == [[0]]
+
+
+@pytest.mark.parametrize("answer", [Delivered(events=0), Delivered(events=-1), Rejected("no", events=0)])
+async def test_a_request_of_no_events_is_a_bug_that_ends(rig: Rig, answer: Delivered | Rejected) -> None:
+    """It would go on for ever at full speed, and count nothing."""
+    await rig.spool.put(batch(1, 2))
+    sink = ScriptedSink([answer])
+    assert await rig.until_empty(rig.pump(sink))
+    assert len(rig.clock.pauses) == 1
+    assert await account(rig.spool, "a") == Account("a", True, accepted=2, delivered=2)
+
+
 async def test_what_the_backend_refused_inside_is_counted(rig: Rig, said: Said) -> None:
     """A partial success is not sent again, and its losses are in the ledger and the log."""
     await rig.spool.put(batch(1, 2, 3))
@@ -419,6 +474,38 @@ async def test_what_is_too_old_is_counted_and_not_sent(rig: Rig, said: Said) -> 
         "WARNING leaving out events that are too old for the sink",
         "WARNING events are too old for the sink and were not sent",
     ]
+
+
+def too_old_below(limit: float) -> Callable[[list[float]], object]:
+    """A backend that refuses whole requests for one old event in them, and says why."""
+    return lambda values: Rejected("too old", too_old=True) if min(values) < limit else Delivered()
+
+
+async def test_what_the_backend_finds_too_old_expires(rig: Rig, said: Said) -> None:
+    """However many there are: it is neither buried nor held against the sink, and costs no more than a send or two
+    each; what is not too old is delivered whole.
+    """
+    await rig.spool.put(batch(*range(300)))
+    sink = ScriptedSink(too_old_below(200))
+    assert await rig.until_empty(rig.pump(sink))
+    assert sink.taken == list(range(200, 300))
+    assert len(sink.calls) < 230
+    assert rig.clock.pauses == []
+    assert await letters(rig.spool) == []
+    assert await account(rig.spool, "a") == Account("a", True, accepted=300, delivered=100, expired=200)
+    assert said() == [
+        "WARNING leaving out events that are too old for the sink",
+        "WARNING events are too old for the sink and were not sent",
+    ]
+
+
+async def test_after_what_was_too_old_requests_grow_again(rig: Rig) -> None:
+    """Going one by one for ever would be a storm of its own."""
+    await rig.spool.put(batch(*range(1000)))
+    sink = ScriptedSink(too_old_below(3), limits=Limits(max_events=64))
+    assert await rig.until_empty(rig.pump(sink))
+    assert sink.taken == list(range(3, 1000))
+    assert [len(call) for call in sink.calls[-3:-1]] == [64, 64]
 
 
 async def test_an_old_event_between_new_ones_is_left_out(rig: Rig) -> None:

@@ -1,7 +1,9 @@
 """The sink contract. tests/test_sink_contract.py holds every sink to it, over real sockets.
 
 A sink makes **one delivery attempt per call** and says what it came to; everything else (waiting, retrying,
-splitting, giving up, counting) is the pump's. What a sink promises:
+giving up, counting) is the pump's. What does not fit into one request of the backend (too many bytes, or another kind
+of event, which goes to another address) is left for the next call: an outcome speaks of the first `events` of what was
+given. What a sink promises:
 
 - `send` returns within `timeout` seconds, plus at most a moment of its own computing;
 - nothing stays buffered in the sink, the process or a library after `send` has returned;
@@ -35,10 +37,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """Taken. `rejected` of the events were refused for good by the backend, for `reason`."""
+    """Taken. `rejected` of the events were refused for good by the backend, for `reason`.
+
+    `events`: so many of those given, from the first on, were in the request (None: all); at least one. The rest is
+    given again at once.
+    """
 
     rejected: int = 0
     reason: str = ""
+    events: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +62,16 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """These bytes will never be taken. More than one event: the pump bisects; one: it becomes a dead letter."""
+    """These bytes will never be taken. More than one event: the pump bisects; one: it becomes a dead letter.
+
+    `events`: so many of those given, from the first on, were in the request (None: all); at least one.
+    `too_old`: the backend refuses the time of an event, not the event. One is then counted as expired and is no dead
+    letter, because sending it again would come to the same, nor evidence against the sink.
+    """
 
     reason: str
+    events: int | None = None
+    too_old: bool = False
 
 
 @dataclass(frozen=True, slots=True)

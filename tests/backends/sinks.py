@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol, cast
@@ -90,7 +90,7 @@ class ScriptedSink:
         if isinstance(answer, BaseException):
             raise answer
         if isinstance(answer, Delivered):
-            self.taken += values
+            self.taken += values[: answer.events]
         return cast("Outcome", answer)  # a script may well answer what no sink should
 
     def close(self) -> None: ...
@@ -323,6 +323,16 @@ CASES = [
 ]
 
 
+def rest(batches: Sequence[Batch], count: int) -> list[Batch]:
+    """What is left of them behind the first `count` events."""
+    left = []
+    for batch in batches:
+        if count < len(batch.events):
+            left.append(Batch(batch.resource, batch.time, batch.events[count:]))
+        count = max(0, count - len(batch.events))
+    return left
+
+
 # --- cheaters: a suite that they pass would be no suite -----------------------------------------------------------
 
 
@@ -513,3 +523,11 @@ class Splicer(HonestSink):
     def send(self, batches: Sequence[Batch], *, timeout: float) -> Outcome:
         cast("ConsoleSink", self.sink)._cut = False
         return super().send(batches, timeout=timeout)
+
+
+class Overclaimer(HonestSink):
+    """Says that a request held fewer events than it did, so that the rest goes twice."""
+
+    def send(self, batches: Sequence[Batch], *, timeout: float) -> Outcome:
+        outcome = super().send(batches, timeout=timeout)
+        return replace(outcome, events=1) if isinstance(outcome, Delivered) and len(rest(batches, 1)) else outcome
