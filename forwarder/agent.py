@@ -21,7 +21,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from forwarder import config as settings
+from forwarder import config_sinks
 from forwarder.config import Config
 from forwarder.errors import ConfigError, Problem, SpoolUnavailable, StateFolderBusy, StateFolderError
 from forwarder.http import Client, HttpProblem, tls_context
@@ -263,10 +263,10 @@ def build_clients(config: Config) -> list[Client]:
     return clients
 
 
-def build_sink(name: str, config: settings.SinkConfig) -> Sink:
+def build_sink(name: str, config: config_sinks.SinkConfig) -> Sink:
     """The sink of a configuration; its library is imported here, and only if it is configured."""
     match config:
-        case settings.ConsoleSink():
+        case config_sinks.ConsoleSink():
             from forwarder.sinks.console import ConsoleSink
 
             # Python sets it to None when the process was started without.

@@ -2,8 +2,9 @@
 
     config = load(find(None, os.environ, Path.cwd()), os.environ)
 
-The models are the reference: docs/configuration.md and docs/config.schema.json are generated from them. The kinds of
-values (durations, secrets, URLs) are in `config_values`, the words of the errors in `config_errors`.
+The models are the reference: docs/configuration.md and docs/config.schema.json are generated from them. The tables
+of sinks are in `config_sinks`, the kinds of values (durations, secrets, URLs) in `config_values`, the words of the
+errors in `config_errors`.
 """
 
 from collections.abc import Mapping, Sized
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import platformdirs
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import WithDefaultSchema
 
 from forwarder import config_errors, config_file
-from forwarder.config_references import ApiKey, Folder, OptionalFile, Surroundings, authorities, certificate, exists
+from forwarder.config_references import ApiKey, Folder, Surroundings, exists
+from forwarder.config_sinks import SinkConfig
+from forwarder.config_tables import Connection, Table
 from forwarder.config_values import (
     AttributeName,
     AttributeValue,
@@ -24,7 +27,6 @@ from forwarder.config_values import (
     Duration,
     Header,
     Name,
-    ProxyUrl,
     Size,
     TargetUrl,
     problem,
@@ -38,13 +40,7 @@ OptionalEndpoint = Literal[
 ]
 
 
-class _Table(BaseModel):
-    """Strict, because TOML has types: "5" is not 5. Inputs are hidden, because a value may be a secret, misplaced."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
-
-
-class Agent(_Table):
+class Agent(Table):
     """The agent itself."""
 
     # No default of its own: the validator below knows the environment, and the factory only makes it run.
@@ -76,7 +72,7 @@ class Agent(_Table):
         return folder
 
 
-class Spool(_Table):
+class Spool(Table):
     """What is kept on disk until every sink has it."""
 
     max_bytes: Annotated[int, Size("1MiB", "1000GiB")] = Field(
@@ -87,7 +83,7 @@ class Spool(_Table):
     )
 
 
-class Health(_Table):
+class Health(Table):
     """How the target's `/health` is read. Unless the proxy runs background health checks, every reading makes one
     real, billed call to every deployment, up to three where one fails.
     """
@@ -112,14 +108,14 @@ class Health(_Table):
     )
 
 
-class Changes(_Table):
+class Changes(Table):
     """When a verdict becomes a change. Metrics are never held back."""
 
     failure_threshold: int = Field(default=2, ge=1, le=100, description="Bad readings in a row that make a change.")
     success_threshold: int = Field(default=2, ge=1, le=100, description="Good readings in a row that make a change.")
 
 
-class Target(_Table):
+class Target(Connection):
     """One LiteLLM proxy to watch."""
 
     name: Name = Field(description="Your name for it, on everything it yields as `litellm.target`. Must be unique.")
@@ -139,18 +135,6 @@ class Target(_Table):
     )
     max_body: Annotated[int, Size("1KiB", "1GiB")] = Field(
         default=16 * 2**20, description="Largest reply that is read, after decompression."
-    )
-    proxy: ProxyUrl = Field(
-        default=None, description="Forward proxy to go through. No variable such as `HTTPS_PROXY` is read."
-    )
-    ca_file: OptionalFile = Field(
-        default=None, description="PEM file of the authorities to trust, instead of the system's."
-    )
-    client_cert: OptionalFile = Field(default=None, description="PEM file of the certificate to present to the proxy.")
-    client_key: OptionalFile = Field(
-        default=None,
-        validate_default=True,
-        description="PEM file of its private key, not encrypted. Default: it is in `client_cert`.",
     )
     skip: frozenset[OptionalEndpoint] = Field(
         default=frozenset(),
@@ -178,51 +162,8 @@ class Target(_Table):
             info.context.names.add(value.lower())
         return value
 
-    @field_validator("ca_file", mode="after")
-    @classmethod
-    def _authorities(cls, value: Path | None) -> Path | None:
-        if value is not None:
-            authorities(value)
-        return value
 
-    @field_validator("client_key", mode="after")
-    @classmethod
-    def _pair(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        cert = info.data.get("client_cert")
-        if cert is not None:
-            certificate(cert, value)
-        elif value is not None and "client_cert" in info.data:  # else it is wrong itself, and reported
-            raise problem("needs client_cert beside it")
-        return value
-
-
-class ConsoleSink(_Table):
-    """One JSON object per event, on a line of standard output."""
-
-    type: Literal["console"] = Field(description="Which backend this is.")
-    timeout: Annotated[float, Duration("1ms", "5m")] = Field(
-        default=10.0, description="Time for one delivery attempt."
-    )
-
-
-# A new sink is a model, an entry here and a member of the union below, which then needs Field(discriminator="type").
-SINK_TYPES: Final = {"console": ConsoleSink}
-
-
-def _known_type(value: object) -> object:
-    """Before the models look: keys of a sink that this release does not have are not mistakes of their own."""
-    known = " or ".join(f'"{name}"' for name in SINK_TYPES)
-    if isinstance(value, dict) and "type" not in value:
-        raise problem("is missing", f"add type = {known}", key="type")
-    if isinstance(value, dict) and value["type"] not in list(SINK_TYPES):
-        raise problem(f"is unknown to this release, which has {known}", key="type")
-    return value
-
-
-SinkConfig = Annotated[ConsoleSink, BeforeValidator(_known_type)]
-
-
-class Config(_Table):
+class Config(Table):
     """What one agent watches, and where it delivers."""
 
     agent: Agent = Field(default_factory=Agent, description="The agent itself.")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from forwarder import config
+from forwarder.config_sinks import ConsoleSink
 from forwarder.config_values import Duration, Size, duration_text, seconds, size, size_text
 from forwarder.errors import ConfigError
 from forwarder.secrets import Secret
@@ -43,7 +44,7 @@ def test_the_smallest_configuration_gets_the_documented_defaults(tmp_path: Path)
         "background": "auto",
     }
     assert (target.changes.failure_threshold, target.changes.success_threshold) == (2, 2)
-    assert loaded.sinks == {"console": config.ConsoleSink(type="console")}
+    assert loaded.sinks == {"console": ConsoleSink(type="console")}
     assert loaded.sinks["console"].timeout == 10
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from schema_check import complaints
 
 from forwarder import config
+from forwarder.config_sinks import ConsoleSink
 from forwarder.errors import ConfigError
 from forwarder.http.settings import checked_base, checked_headers
 from forwarder.secrets import Secret
@@ -106,7 +107,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "targets": config.Target,
     "health": config.Health,
     "changes": config.Changes,
-    "sinks": config.ConsoleSink,
+    "sinks": ConsoleSink,
 }
 PLACES = [("resource", "team"), *((section, key) for section, model in SECTIONS.items() for key in model.model_fields)]
 
