@@ -299,7 +299,9 @@ def test_something_to_watch_and_somewhere_to_deliver_are_needed(tmp_path: Path, 
 
 
 def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
-    """Nobody mends a file one start at a time; the order is that of the sections."""
+    """Nobody mends a file one start at a time; the order is that of the sections, and in a section that of
+    its model: the keys it shares with others first.
+    """
     error = refused(
         tmp_path,
         """
@@ -329,12 +331,12 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
     assert [problem.path for problem in error.problems] == [
         "agent.drain_timeout",
         'resource."litellm.target"',
+        "targets[0].ca_file",
         "targets[0].url",
         "targets[0].api_key",
-        "targets[0].ca_file",
         "targets[0].health.interval",
-        "targets[1].name",
         "targets[1].client_key",
+        "targets[1].name",
         "sinks.dd.type",
         "sinks.console.timeout",
         "agents",
