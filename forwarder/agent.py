@@ -24,7 +24,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 from forwarder import config_sinks
 from forwarder.config import Config
 from forwarder.errors import ConfigError, Problem, SpoolUnavailable, StateFolderBusy, StateFolderError
-from forwarder.http import Client, HttpProblem, tls_context
+from forwarder.http import Client
 from forwarder.intake import Intake
 from forwarder.logs import fields
 from forwarder.normalize.reading import Endpoint
@@ -34,6 +34,7 @@ from forwarder.sinks.base import Sink
 from forwarder.spool.lock import StateLock
 from forwarder.spool.sqlite import SqliteSpool
 from forwarder.threads import DaemonThreads
+from forwarder.transport import HttpProblem, tls_context
 
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,11 @@
-"""Assertions in the shared checks are explained like those in tests."""
+"""Assertions in the shared checks are explained like those in tests; a throw-away CA for whoever tests TLS."""
 
 import pytest
+from tls_support import Authority, made_in
 
 pytest.register_assert_rewrite("spool_checks_queue", "spool_checks_ledger", "program")
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return made_in(tmp_path_factory.mktemp("tls"))

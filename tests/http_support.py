@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from forwarder.http import Client, tls_context
+from forwarder.http import Client
 from forwarder.reply import Reply
 from forwarder.secrets import Secret
+from forwarder.transport import tls_context
 
 KEY = "sk-CANARY-1234"
 MIB = 1 << 20

@@ -15,8 +15,9 @@ from schema_check import complaints
 from forwarder import config
 from forwarder.config_sinks import ConsoleSink
 from forwarder.errors import ConfigError
-from forwarder.http.settings import checked_base, checked_headers
+from forwarder.http.settings import checked_base
 from forwarder.secrets import Secret
+from forwarder.transport.settings import checked_headers
 
 keys = st.text(st.characters(codec="utf-8"), max_size=8)
 scalars = (

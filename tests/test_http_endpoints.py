@@ -8,8 +8,9 @@ from http_support import KEY, MIB, PLAIN_TLS, client_for
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwarder.http import Client, ForbiddenEndpoint, HttpProblem
+from forwarder.http import Client, ForbiddenEndpoint
 from forwarder.secrets import Secret
+from forwarder.transport import HttpProblem
 
 FORBIDDEN = [
     "/health/drain",

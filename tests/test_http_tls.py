@@ -1,53 +1,20 @@
 """The bounded GET over TLS and through forward proxies."""
 
 import asyncio
-import contextlib
 import itertools
-import ssl
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import trustme
-from backends.http_server import Answer, Request, Response, ScriptedServer, always
+from backends.http_server import Response, ScriptedServer, always
 from cryptography.hazmat.primitives import serialization
 from http_support import KEY, client_for, ended, get, nothing_left_unclosed, until
+from tls_support import Authority, relay
 
-from forwarder.http import HttpProblem, tls_context
 from forwarder.reply import Failure
+from forwarder.transport import HttpProblem, tls_context
 
 __all__ = ["nothing_left_unclosed"]  # a fixture
 pytestmark = pytest.mark.usefixtures("nothing_left_unclosed")
-
-
-@dataclass(frozen=True)
-class Authority:
-    """A throw-away CA, and the files of what it signed."""
-
-    ca: trustme.CA
-    ca_file: Path
-    client_cert: Path
-    client_key: Path
-
-    def server(self, *names: str, client_needed: bool = False) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.ca.issue_cert(*(names or ("127.0.0.1", "localhost"))).configure_cert(context)
-        if client_needed:
-            context.verify_mode = ssl.CERT_REQUIRED
-            self.ca.configure_trust(context)
-        return context
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    folder = tmp_path_factory.mktemp("tls")
-    ca = trustme.CA()
-    made = Authority(ca, folder / "ca.pem", folder / "client.pem", folder / "client.key")
-    client = ca.issue_cert("agent.test")
-    ca.cert_pem.write_to_path(str(made.ca_file))
-    client.cert_chain_pems[0].write_to_path(str(made.client_cert))
-    client.private_key_pem.write_to_path(str(made.client_key))
-    return made
 
 
 async def test_tls_with_a_private_ca(authority: Authority) -> None:
@@ -136,27 +103,6 @@ def test_tls_files_that_cannot_be_used(authority: Authority, tmp_path: Path) -> 
         with pytest.raises(HttpProblem, match=reason) as caught:
             tls_context(ca_file, cert, key_file)
         assert caught.value.hint or reason == "cannot be"
-
-
-async def relay(request: Request) -> Answer:
-    """A forward proxy: CONNECT makes a tunnel, anything else is answered by the proxy itself."""
-    if request.method != "CONNECT":
-        return Response(200, b"through the proxy")
-    host, _, port = request.path.rpartition(":")
-
-    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        onward = await asyncio.open_connection(host, int(port))
-        writer.write(b"HTTP/1.1 200 Established\r\n\r\n")
-        await asyncio.gather(pump(reader, onward[1]), pump(onward[0], writer))
-
-    return tunnel
-
-
-async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-    writer.close()
 
 
 async def test_the_environment_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from forwarder import catalog
 from forwarder import config as settings
 from forwarder.errors import SpoolUnavailable
 from forwarder.events import Change, Event, Metric
-from forwarder.http import Client, tls_context
+from forwarder.http import Client
 from forwarder.intake import Intake
 from forwarder.normalize.reading import Endpoint
 from forwarder.poll import ABSENT_RETRY, AUTH_RETRY, Poller
 from forwarder.spool.sqlite import SqliteSpool
+from forwarder.transport import tls_context
 
 SECOND = 1_000_000_000
 NOW = 1_795_000_000 * SECOND

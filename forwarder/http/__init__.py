@@ -2,6 +2,5 @@
 
 from forwarder.http.client import Client
 from forwarder.http.endpoints import ForbiddenEndpoint
-from forwarder.http.settings import HttpProblem, tls_context
 
-__all__ = ["Client", "ForbiddenEndpoint", "HttpProblem", "tls_context"]
+__all__ = ["Client", "ForbiddenEndpoint"]

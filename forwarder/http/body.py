@@ -8,8 +8,8 @@ import zlib
 from collections.abc import AsyncIterator
 from typing import Final
 
-from forwarder.http.failures import Failed
 from forwarder.reply import Failure
+from forwarder.transport.failures import Failed
 
 _STEP: Final = 64 * 1024
 _WBITS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's: gzip header, zlib header (RFC 9110 8.4.1)

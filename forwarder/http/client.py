@@ -11,9 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
-from importlib.metadata import version
 from typing import Final
 
 import httpcore
@@ -21,13 +18,13 @@ import httpx
 
 from forwarder.http.body import read_body
 from forwarder.http.endpoints import ForbiddenEndpoint, allowed
-from forwarder.http.failures import Failed, classify
-from forwarder.http.settings import checked_base, checked_headers, checked_proxy
+from forwarder.http.settings import checked_base, checked_proxy
 from forwarder.reply import Failure, Reply
 from forwarder.secrets import Secret
+from forwarder.transport.failures import Failed, classify
+from forwarder.transport.headers import USER_AGENT, retry_after
+from forwarder.transport.settings import checked_headers
 
-MAX_RETRY_AFTER: Final = 24 * 3600.0  # seconds; what says more is taken to say this
-_USER_AGENT: Final = f"litellm-forwarder/{version('litellm-forwarder')}"
 _MAX_HEADER: Final = 1000  # characters of a header that we keep
 
 # uvicorn closes an idle connection after 5 s, gunicorn after 2 s. A request sent in that very moment fails as if the
@@ -86,7 +83,7 @@ class Client:
     ) -> None:
         self._base = checked_base(base_url)
         self._prefix = self._base.path.rstrip("/")
-        self._headers = {"user-agent": _USER_AGENT, **checked_headers(headers), "accept-encoding": "gzip"}
+        self._headers = {"user-agent": USER_AGENT, **checked_headers(headers), "accept-encoding": "gzip"}
         self._max_body = max_body
         self._clock = clock
         self._monotonic = monotonic
@@ -164,7 +161,7 @@ class Client:
             headers = response.headers
             partial.status = response.status_code
             partial.content_type = "".join(filter(str.isprintable, headers.get("content-type", "")[:_MAX_HEADER]))
-            partial.retry_after = _retry_after(headers.get("retry-after", ""), self._clock)
+            partial.retry_after = retry_after(headers.get("retry-after", ""), self._clock())
             if response.status_code in (301, 302, 303, 307, 308):
                 partial.location = self._same_origin(request.url, headers.get("location", ""))
             if self._proxied and response.status_code == 407:
@@ -194,18 +191,3 @@ class Client:
 
 def _origin(url: httpx.URL) -> tuple[str, bytes, int | None]:
     return url.scheme, url.raw_host, url.port or {"http": 80, "https": 443}.get(url.scheme)
-
-
-def _retry_after(value: str, clock: Callable[[], int]) -> float | None:
-    """Seconds (RFC 9110 10.2.3: a number of seconds or a date), 0 to MAX_RETRY_AFTER; None if it is neither."""
-    if not value.isascii() or len(value) > 100:
-        return None
-    if value.isdigit():
-        return min(float(value), MAX_RETRY_AFTER)
-    try:
-        date = parsedate_to_datetime(value)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    if date.tzinfo is None:  # "-0000": the zone is unknown; HTTP dates are GMT
-        date = date.replace(tzinfo=UTC)
-    return min(max(date.timestamp() - clock() / 1e9, 0.0), MAX_RETRY_AFTER)

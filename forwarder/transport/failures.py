@@ -1,5 +1,6 @@
-"""What an exception out of httpx means. The useful part is hidden: 'All connection attempts failed' is all that httpx
-0.28 says of refused and unreachable alike, and the OSError below it is one of a group when a name has two addresses.
+"""What an exception out of httpx or httpcore means. The useful part is hidden: 'All connection attempts failed' is all
+that httpx 0.28 says of refused and unreachable alike, and the OSError below it is one of a group when a name has two
+addresses.
 """
 
 import errno
@@ -9,7 +10,7 @@ import ssl
 from collections.abc import Iterator
 from typing import Final
 
-import httpx
+import httpcore
 
 from forwarder.reply import Failure
 
@@ -41,19 +42,25 @@ def classify(error: Exception, handled: BaseException | None, *, proxied: bool) 
     chains it to every error raised meanwhile, and it is no cause of them.
     """
     causes = list(_causes(error, handled))
-    connecting = isinstance(error, httpx.ConnectError)
+    own = _httpcore(causes)
+    connecting = isinstance(own, httpcore.ConnectError)
     if detail := _tls_detail(causes, connecting=connecting):
         return Failed(Failure.TLS, detail)
-    if isinstance(error, httpx.ProxyError):
-        status = str(error)[:3]
+    if isinstance(own, httpcore.ProxyError):
+        status = str(own)[:3]
         return Failed(Failure.PROXY, f"it answered CONNECT with {status}" if status.isdigit() else "no tunnel")
-    failed = _classify_network(causes)
+    failed = _classify_network(causes, own)
     if connecting and proxied:  # then every connection is one to the forward proxy
         return Failed(Failure.PROXY, failed.detail)
     return failed
 
 
-def _classify_network(causes: list[BaseException]) -> Failed:
+def _httpcore(causes: list[BaseException]) -> BaseException:
+    """The error of httpcore: what was raised, or what httpx raised its own of the same name from."""
+    return next((cause for cause in causes[:2] if type(cause).__module__.startswith("httpcore")), causes[0])
+
+
+def _classify_network(causes: list[BaseException], own: BaseException) -> Failed:
     if any(isinstance(cause, socket.gaierror) for cause in causes):
         return Failed(Failure.DNS, "the host name does not resolve")
     codes = {cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno}
@@ -62,14 +69,14 @@ def _classify_network(causes: list[BaseException]) -> Failed:
             return Failed(failure, detail)
     if codes:  # of our own, mostly: too many open files
         return Failed(Failure.CONNECTION, os.strerror(min(codes)).lower())
-    return Failed(Failure.CONNECTION, _protocol_detail(causes[0]))
+    return Failed(Failure.CONNECTION, _protocol_detail(own))
 
 
 def _protocol_detail(error: BaseException) -> str:
-    if not isinstance(error, httpx.TransportError):
-        return f"unexpected {type(error).__name__}"
-    if not isinstance(error, httpx.ProtocolError):
+    if isinstance(error, httpcore.NetworkError):
         return "the connection broke"
+    if not isinstance(error, httpcore.ProtocolError):
+        return f"unexpected {type(error).__name__}"
     closed = str(error).startswith(("Server disconnected", "peer closed connection"))  # httpcore's and h11's words
     return "the peer closed early" if closed else "the answer is not HTTP"
 
