@@ -272,6 +272,19 @@ def build_sink(name: str, config: config_sinks.SinkConfig) -> Sink:
 
             # Python sets it to None when the process was started without.
             return ConsoleSink(name, None if sys.stdout is None else 1)
+        case config_sinks.DatadogSink():
+            from forwarder.sinks.datadog.dogstatsd import DogStatsdSink
+            from forwarder.sinks.datadog.points import Form
+
+            form = Form(config.changes, config.histogram_buckets, config.tags)
+            return DogStatsdSink(
+                name,
+                config.address or "",
+                form,
+                max_age=config.max_age,
+                timestamps=config.timestamps,
+                origin=config.origin,
+            )
 
 
 # --- running as a process -----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ allow-list that keeps API bases, error texts, headers and bodies inside the norm
 Names are API: renaming or removing one needs a CHANGELOG entry.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from forwarder.events import Attributes, Change, Kind, Metric, Severity
@@ -242,6 +242,42 @@ METRICS: Final[tuple[MetricDef, ...]] = (
     PROBE_BILLED_CALLS,
     PROBE_BUDGET_REMAINING,
 )
+
+# --- service checks --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CheckStatus:
+    code: int  # Datadog's: 0 ok, 1 warning, 2 critical, 3 unknown
+    message: str  # empty for ok, where Datadog shows none
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceCheckDef:
+    """A verdict for backends that know verdicts (Datadog's service checks), told with each point of a gauge.
+    `statuses`: by the gauge's value; any other value is no verdict.
+    """
+
+    name: str
+    metric: MetricDef
+    statuses: dict[float, CheckStatus] = field(hash=False)
+    description: str
+
+
+CAN_CONNECT: Final = ServiceCheckDef(
+    "litellm.can_connect",
+    UP,
+    {1.0: CheckStatus(0, ""), 0.0: CheckStatus(2, "The proxy does not answer its liveliness endpoint.")},
+    "ok while the proxy answers its liveliness endpoint, else critical.",
+)
+IS_READY: Final = ServiceCheckDef(
+    "litellm.ready",
+    READY,
+    {1.0: CheckStatus(0, ""), 0.0: CheckStatus(2, "The proxy says that it is not ready.")},
+    "ok while readiness answers 2xx, critical while it answers otherwise.",
+)
+
+SERVICE_CHECKS: Final[tuple[ServiceCheckDef, ...]] = (CAN_CONNECT, IS_READY)
 
 # --- changes ---------------------------------------------------------------------------------------------------
 

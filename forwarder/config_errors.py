@@ -17,6 +17,7 @@ _REASONS: Final = {
     "int_type": ("must be a whole number", "without quotes"),
     "bool_type": ("must be true or false", "without quotes"),
     "model_type": ("must be a table", "{ key = value }, or a [section] of its own"),
+    "model_attributes_type": ("must be a table", "{ key = value }, or a [section] of its own"),
     "mapping_type": ("must be a table", "{ key = value }, or a [section] of its own"),
     "dict_type": ("must be a table", "{ key = value }, or a [section] of its own"),
     "tuple_type": ("must be a list", "[…]"),

@@ -1,11 +1,22 @@
 """The tables `[sinks.<name>]`: one model for each type of sink."""
 
-from typing import Annotated, Final, Literal
+import re
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from forwarder.config_tables import Table
-from forwarder.config_values import Duration, problem
+from forwarder.config_values import HOST, Duration, problem, text_schema
 
 
 class ConsoleSink(Table):
@@ -17,8 +28,126 @@ class ConsoleSink(Table):
     )
 
 
-# A new sink is a model, an entry here and a member of the union below, which then needs Field(discriminator="type").
-SINK_TYPES: Final = {"console": ConsoleSink}
+# --- Datadog ---------------------------------------------------------------------------------------------------
+
+_ADDRESS_HINT: Final = 'as in "unix:///var/run/datadog/dsd.socket" or "udp://127.0.0.1:8125"'
+_LONGEST_PATH: Final = 107  # bytes; what a Unix socket's address has room for on Linux
+
+
+def _address(value: object) -> str | None:
+    """A normal form: udp:// always with its port."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not re.fullmatch(r"unix(gram|stream)?:///[ -~]+|udp://[!-~]+", value):
+        raise problem("is no address of a DogStatsD", _ADDRESS_HINT)
+    if not value.startswith("udp://"):
+        if len(value.partition("://")[2]) > _LONGEST_PATH:
+            raise problem("has a path that is too long for a Unix socket", f"{_LONGEST_PATH} bytes at most")
+        return value
+    try:
+        parts = urlsplit(value)
+        port = parts.port or 8125
+    except ValueError:
+        raise problem("has a port or a host that cannot be read", _ADDRESS_HINT) from None
+    host = parts.netloc.removesuffix(f":{parts.port}").removesuffix(":")
+    if not HOST.fullmatch(host) or parts.port == 0 or parts.path.strip("/") or parts.query or parts.fragment:
+        raise problem("is no address of a DogStatsD", _ADDRESS_HINT)
+    return f"udp://{host}:{port}"
+
+
+Address = Annotated[str | None, PlainValidator(_address), text_schema(r"^(unix(gram|stream)?:///|udp://)", "address")]
+# What is read where the file leaves a key out, as Datadog's own clients do.
+_UNIFIED: Final = {"DD_ENV": "env", "DD_SERVICE": "service", "DD_VERSION": "version"}
+_DEFAULT_ADDRESS: Final = "unix:///var/run/datadog/dsd.socket"
+
+
+class DatadogSink(Table):
+    """Datadog, through its agent (DogStatsD)."""
+
+    type: Literal["datadog"] = Field(description="Which backend this is.")
+    transport: Literal["dogstatsd"] = Field(
+        default="dogstatsd",
+        description="`dogstatsd` hands everything to a Datadog agent, which acknowledges nothing.",
+    )
+    address: Address = Field(
+        default=None,
+        validate_default=True,
+        description="Where the Datadog agent listens: `unix:///path`, `unixgram:///path`, "
+        "`unixstream:///path` or `udp://host:port`. Default: `$DD_DOGSTATSD_URL`, else `$DD_AGENT_HOST` and "
+        f"`$DD_DOGSTATSD_PORT`, else `{_DEFAULT_ADDRESS}`.",
+    )
+    timestamps: bool = Field(
+        default=True,
+        description="Whether metrics carry their time. Agents older than 7.40 do not understand it; "
+        "without it what is late counts as of now.",
+    )
+    origin: bool = Field(
+        default=False,
+        description="Whether the agent may add tags of the container that this runs in. They change with "
+        "each restart, and each combination of tags is billed.",
+    )
+    changes: bool = Field(default=True, description="Whether changes are sent, as Datadog events.")
+    histogram_buckets: bool = Field(
+        default=False,
+        description="Whether histograms are sent bucket by bucket too, tagged `upper_bound`. Each combination of tags "
+        "is billed.",
+    )
+    max_age: Annotated[float, Duration("1m", "365d")] = Field(
+        default=3480.0,
+        description="Age past which events are not sent any more, but counted as expired. Datadog drops metrics older "
+        "than an hour without a word, unless its Historical Metrics Ingestion is on for them.",
+    )
+    timeout: Annotated[float, Duration("1ms", "5m")] = Field(
+        default=10.0, description="Time for one delivery attempt."
+    )
+    _tags: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """Of `$DD_ENV`, `$DD_SERVICE` and `$DD_VERSION`: for what has no such tag otherwise."""
+        return self._tags
+
+    @field_validator("address", mode="before")
+    @classmethod
+    def _usual_address(cls, value: object, info: ValidationInfo) -> object:
+        if value is not None:
+            return value
+        environ = _environ(info)
+        host, port = environ.get("DD_AGENT_HOST"), environ.get("DD_DOGSTATSD_PORT")
+        found = environ.get("DD_DOGSTATSD_URL")
+        if not found and (host or port):
+            bare = host or "localhost"
+            found = f"udp://[{bare}]" if ":" in bare else f"udp://{bare}"
+            found += f":{port}" if port else ""
+        if not found:
+            return _DEFAULT_ADDRESS
+        try:
+            return _address(found)
+        except ValueError:
+            names = "DD_DOGSTATSD_URL" if environ.get("DD_DOGSTATSD_URL") else "DD_AGENT_HOST or DD_DOGSTATSD_PORT"
+            raise problem(f"is left out, and {names} holds no address of a DogStatsD", _ADDRESS_HINT) from None
+
+    @model_validator(mode="after")
+    def _fits_the_transport(self, info: ValidationInfo) -> Self:
+        environ = _environ(info)
+        if environ.get("DD_DOGSTATSD_DISABLE") in _DISABLED:
+            raise problem("DD_DOGSTATSD_DISABLE is set, with which the client throws everything away", "unset it")
+        self._tags.update({key: environ[name] for name, key in _UNIFIED.items() if environ.get(name)})
+        return self
+
+
+_DISABLED: Final = {"True", "true", "yes", "1"}  # as datadog 0.56.0 reads it
+
+
+def _environ(info: ValidationInfo) -> Mapping[str, str]:
+    environ: Mapping[str, str] = info.context.environ if info.context else {}
+    return environ
+
+
+# --- any of them -----------------------------------------------------------------------------------------------
+
+# A new sink is a model, an entry here and a member of the union below.
+SINK_TYPES: Final = {"console": ConsoleSink, "datadog": DatadogSink}
 
 
 def _known_type(value: object) -> object:
@@ -31,4 +160,4 @@ def _known_type(value: object) -> object:
     return value
 
 
-SinkConfig = Annotated[ConsoleSink, BeforeValidator(_known_type)]
+SinkConfig = Annotated[ConsoleSink | DatadogSink, Field(discriminator="type"), BeforeValidator(_known_type)]

@@ -206,7 +206,7 @@ Budget = Annotated[
 
 # A longer label makes the resolver raise UnicodeError instead of not finding the host (Python 3.11).
 _LABEL: Final = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_HOST: Final = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\]")
+HOST: Final = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\]")
 # As forwarder.http requires: behind an escape or a `;` a gateway may see another path than we do.
 _PLAIN_PATH: Final = re.compile(r"(/[A-Za-z0-9_~:@+,=.-]+)*")
 _ENDPOINT: Final = re.compile(r"/(health(/.*)?|metrics|cache/ping(/.*)?)$", re.IGNORECASE)
@@ -228,7 +228,7 @@ def _url(value: object, credentials: str) -> str:
     if "@" in parts.netloc:
         raise problem("must not carry a user name or password", credentials)
     host = parts.netloc.removesuffix(f":{port}") if port is not None else parts.netloc.removesuffix(":")
-    if not _HOST.fullmatch(host) or port == 0:
+    if not HOST.fullmatch(host) or port == 0:
         raise problem("has no host, or one that cannot be read", 'as in "http://localhost:4000"')
     path = parts.path.rstrip("/")
     if not _PLAIN_PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):

@@ -39,6 +39,8 @@ def configure(level: str, stream: TextIO) -> None:
     # Our jobs only start tasks; what they come to is logged by the poller. At a stop APScheduler cancels jobs that
     # have not begun, and would log each with a traceback.
     logging.getLogger("apscheduler").setLevel(logging.CRITICAL)
+    # It would log each packet that an agent does not take; the pump says what the sink makes of it, once.
+    logging.getLogger("datadog").setLevel(logging.CRITICAL)
 
 
 def one_line(text: str) -> str:

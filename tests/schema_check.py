@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-ANNOTATIONS = {"$schema", "$defs", "title", "description", "default", "additionalProperties"}
+ANNOTATIONS = {"$schema", "$defs", "title", "description", "default", "additionalProperties", "discriminator"}
 TYPES: dict[str, type | tuple[type, ...]] = {
     "object": dict,
     "array": (list, tuple),

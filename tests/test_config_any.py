@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from schema_check import complaints
 
 from forwarder import config
-from forwarder.config_sinks import ConsoleSink
+from forwarder.config_sinks import ConsoleSink, DatadogSink
 from forwarder.errors import ConfigError
 from forwarder.http.settings import checked_base
 from forwarder.secrets import Secret
@@ -108,7 +108,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "targets": config.Target,
     "health": config.Health,
     "changes": config.Changes,
-    "sinks": ConsoleSink,
+    "console": ConsoleSink,
+    "datadog": DatadogSink,
 }
 PLACES = [("resource", "team"), *((section, key) for section, model in SECTIONS.items() for key in model.model_fields)]
 
@@ -120,10 +121,10 @@ def test_any_value_in_any_place(folder: Path, place: tuple[str, str], value: obj
     section, key = place
     tables: dict[str, dict[str, Any]] = {"agent": {}, "spool": {}, "resource": {}, "health": {}, "changes": {}}
     tables["targets"] = {"name": "eu", "url": "http://h", "health": tables["health"], "changes": tables["changes"]}
-    tables["sinks"] = {"type": "console"}
-    tables[section][key] = value
+    sinks = {name: {"type": name} for name in ("console", "datadog")}
+    (tables | sinks)[section][key] = value
     whole: dict[str, Any] = {name: tables[name] for name in ("agent", "spool", "resource")}
-    whole |= {"targets": [tables["targets"]], "sinks": {"console": tables["sinks"]}}
+    whole |= {"targets": [tables["targets"]], "sinks": sinks}
     if check_any(folder, document(whole)) is not None:
         schema = config.json_schema()
         assert list(complaints(whole, schema, schema)) == []

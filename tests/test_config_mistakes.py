@@ -164,10 +164,13 @@ MISTAKES = [
     # sinks
     (
         Parts(more='[sinks.dd]\ntype = "syslog"\nport = 1'),
-        'sinks.dd.type: is unknown to this release, which has "console"',
+        'sinks.dd.type: is unknown to this release, which has "console" or "datadog"',
     ),
-    (Parts(more="[sinks.dd]\ntype = []"), 'sinks.dd.type: is unknown to this release, which has "console"'),
-    (Parts(more="[sinks.dd]"), 'sinks.dd.type: is missing (add type = "console")'),
+    (
+        Parts(more="[sinks.dd]\ntype = []"),
+        'sinks.dd.type: is unknown to this release, which has "console" or "datadog"',
+    ),
+    (Parts(more="[sinks.dd]"), 'sinks.dd.type: is missing (add type = "console" or "datadog")'),
     # resource
     (
         Parts(head='[resource]\ndeployment.environment.name = "prod"'),

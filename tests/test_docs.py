@@ -73,6 +73,11 @@ def test_every_metric_change_and_attribute_is_listed_and_documented() -> None:
             rf"^\| `{definition.name}` \| .*{re.escape(definition.description)} \|$", page("metrics.md"), re.MULTILINE
         )
         assert set(definition.attributes) <= catalog.ATTRIBUTES.keys()
+    assert {each for each in vars(catalog).values() if isinstance(each, catalog.ServiceCheckDef)} == {
+        *catalog.SERVICE_CHECKS
+    }
+    for check in catalog.SERVICE_CHECKS:
+        assert f"| `{check.name}` | `{check.metric.name}` | {check.description} |" in page("metrics.md")
     for words in (catalog.ATTRIBUTES, catalog.PROBE_ERRORS, catalog.DEPLOYMENT_ERRORS):
         for word, meaning in words.items():
             assert f"| `{word}` | {meaning} |" in page("metrics.md")

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 import pytest
 from backends import sinks
-from backends.sinks import CANARY, CASES, Case, Fault, HonestSink, Receiver, cheating, rest
+from backends.facts import Fault
+from backends.sinks import CANARY, CASES, Case, HonestSink, Receiver, cheating, rest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -83,9 +84,9 @@ def numbered(count: int, length: int = 0) -> list[Batch]:
     ]
 
 
-def much(sink: Sink) -> list[Batch]:
+def much(case: Case, sink: Sink) -> list[Batch]:
     """More than a kernel buffers, and within the sink's limits."""
-    return numbered(min(sink.limits.max_events, 300), 100)
+    return numbered(min(sink.limits.max_events, case.much), 100)
 
 
 INJECTION = (
@@ -230,7 +231,7 @@ def check_every_kind_comes_through(case: Case) -> None:
 def check_much_comes_through(case: Case) -> None:
     """A send as large as the limits allow arrives whole."""
     with opened(case) as (receiver, sink):
-        sent = much(sink)
+        sent = much(case, sink)
         assert attempt(sink, sent) == Delivered()
         expected = case.expect(sent)
         assert receiver.take(len(expected)) == expected, "other facts arrived than were sent"
@@ -326,7 +327,7 @@ def check_returns_in_time(case: Case) -> None:
     for fault in case.faults:
         with misbehaving(case, fault) as (_, sink):
             start = time.monotonic()
-            attempt(sink, much(sink), SHORT)
+            attempt(sink, much(case, sink), SHORT)
             assert time.monotonic() - start < SHORT + MOMENT, "send has not returned within its timeout"
 
 
@@ -334,7 +335,7 @@ def check_a_failure_is_told(case: Case) -> None:
     """What a misbehaving receiver was sent is not a delivery, nor is the data blamed for what the receiver does."""
     for fault in case.faults:
         with misbehaving(case, fault) as (_, sink):
-            outcome = attempt(sink, much(sink), SHORT)
+            outcome = attempt(sink, much(case, sink), SHORT)
             assert not isinstance(outcome, Delivered), f"{fault} is no delivery"
             assert not isinstance(outcome, Rejected), f"{fault} is not the fault of the data"
             assert outcome.reason, "a failure without a reason"
@@ -345,7 +346,7 @@ def check_one_attempt(case: Case) -> None:
     """One call makes one attempt; trying again is the pump's."""
     for fault in case.faults:
         with misbehaving(case, fault) as (receiver, sink):
-            attempt(sink, much(sink), SHORT)
+            attempt(sink, much(case, sink), SHORT)
             receiver.take()
             assert receiver.attempts <= 1, "more than one attempt"
 
@@ -355,7 +356,7 @@ def check_no_thread_no_sleep(case: Case) -> None:
     for fault in (None, *case.faults):
         with misbehaving(case, fault) as (_, sink):
             attempt(sink, [batch(gauge(1.0))], SHORT)  # what a library does at first use, it does here
-            _, called = tried(sink, much(sink), SHORT, watch=True)
+            _, called = tried(sink, much(case, sink), SHORT, watch=True)
             assert not called & THREADS, "send starts a thread"
             assert not called & WAITS, "send sleeps"
 
@@ -364,7 +365,7 @@ def check_input_is_untouched(case: Case) -> None:
     """Nothing that is given to `send` is changed: other sinks and the next attempt use the same."""
     for fault in (None, *case.faults):
         with misbehaving(case, fault) as (_, sink):
-            sent = [*every_kind(), *much(sink)[:2]]
+            sent = [*every_kind(), *much(case, sink)[:2]]
             before = [encode(one) for one in sent]
             same = copy.copy(sent)
             attempt(sink, sent, SHORT)
@@ -377,7 +378,7 @@ def check_a_repeat_repairs(case: Case) -> None:
     """What an attempt left unfinished is sent again whole: every event arrives, and none that was not sent."""
     for fault in set(case.faults) - {"close"}:
         with misbehaving(case, fault) as (receiver, sink):
-            sent = much(sink)
+            sent = much(case, sink)
             expected = case.expect(sent)
             for _ in range(2):
                 assert not isinstance(attempt(sink, sent, SHORT), Delivered)
@@ -392,7 +393,7 @@ def check_close_is_safe(case: Case) -> None:
     """`close` may be called before any send, twice, and after a send that failed."""
     for fault in (None, *case.faults):
         with misbehaving(case, fault) as (_, sink):
-            attempt(sink, much(sink), SHORT)
+            attempt(sink, much(case, sink), SHORT)
             for _ in range(2):
                 try:
                     sink.close()
@@ -404,7 +405,7 @@ def check_no_secret_is_told(case: Case) -> None:
     """No reason and no repr shows the sink's credentials."""
     for fault in (None, *case.faults):
         with misbehaving(case, fault) as (_, sink):
-            outcome = attempt(sink, much(sink), SHORT)
+            outcome = attempt(sink, much(case, sink), SHORT)
             for text in (repr(outcome), repr(sink), str(sink), f"{sink}", sink.name):
                 assert CANARY not in text, "a secret is told"
 

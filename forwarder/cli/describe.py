@@ -35,7 +35,7 @@ def validate(config_path: Path | None, *, schema: bool) -> None:
 @click.command("catalog")
 @json_option
 def catalog_(*, as_json: bool) -> None:
-    """List every metric and change that the agent can emit."""
+    """List every metric, change and service check that the agent can emit."""
     if as_json:
         metrics = [
             {"name": m.name, "kind": m.kind, "unit": m.unit, "attributes": m.attributes, "description": m.description}
@@ -45,12 +45,17 @@ def catalog_(*, as_json: bool) -> None:
             {"name": c.name, "severity": c.severity, "attributes": c.attributes, "description": c.description}
             for c in catalog.CHANGES
         ]
-        say(json.dumps({"metrics": metrics, "changes": changes}, indent=2))
+        checks = [
+            {"name": s.name, "metric": s.metric.name, "description": s.description} for s in catalog.SERVICE_CHECKS
+        ]
+        say(json.dumps({"metrics": metrics, "changes": changes, "service_checks": checks}, indent=2))
         return
     for metric in catalog.METRICS:
         _entry(metric.name, f"{metric.kind}, {metric.unit}", metric.attributes, metric.description)
     for change in catalog.CHANGES:
         _entry(change.name, f"change, {change.severity}", change.attributes, change.description)
+    for check in catalog.SERVICE_CHECKS:
+        _entry(check.name, f"service check, from {check.metric.name}", (), check.description)
 
 
 def _entry(name: str, kind: str, attributes: tuple[str, ...], description: str) -> None:

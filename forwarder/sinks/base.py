@@ -28,11 +28,15 @@ from forwarder.events import Batch
 class Limits:
     """What one `send` takes: events, bytes (of the spool's encoding: a bound on work, not the wire's exact limit) and
     the age in seconds past which the backend refuses an event (None: it takes any age).
+
+    `confirms`: the backend acknowledges what it takes. False: nothing does, and `Delivered` says only that the events
+    were handed over, to the kernel; whoever shows numbers of such a sink says "handed over" instead of "delivered".
     """
 
     max_events: int = 1000
     max_bytes: int = 1_000_000
     max_age: float | None = None
+    confirms: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,15 +17,19 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from spool_cheaters import Honest
 from spool_stores import Clock, numbers
 
+from backends import datadog
+from backends.facts import Fact, Fault
 from forwarder.errors import SpoolUnavailable
-from forwarder.events import Attributes, Batch, Histogram, Metric
+from forwarder.events import Batch, Histogram, Metric
 from forwarder.sinks.base import Blocked, Delivered, Limits, Outcome, Rejected, Retry, Sink
 from forwarder.sinks.console import ConsoleSink, line
+from forwarder.sinks.datadog.dogstatsd import DogStatsdSink
+from forwarder.sinks.datadog.points import Form
 from forwarder.spool.base import Piece, Settlement, Spool
 
 CANARY = "canary-5f1d0c2e"  # the secret of every sink under test that has one; must never be seen
@@ -132,19 +136,6 @@ class WatchedSpool(Honest):
 
 # --- for the contract suite ---------------------------------------------------------------------------------------
 
-# hang: takes (or answers) nothing. slow: keeps on taking or answering, too slowly for any timeout. refuse: answers no.
-# close: is gone, or goes before it has answered. garbage: answers what no backend of its kind would.
-Fault = Literal["hang", "slow", "refuse", "close", "garbage"]
-
-
-class Fact(NamedTuple):
-    """What a receiver understood of one event, in its backend's own terms. `time` is ns UTC."""
-
-    name: str
-    value: object
-    attributes: Attributes
-    time: int
-
 
 class Receiver(Protocol):
     """A backend's stand-in behind a real socket, pipe or terminal. Behaves until it is told to `misbehave`."""
@@ -186,7 +177,8 @@ class Case:
 
     `build` makes the sink from a receiver's address, with CANARY as its secret; it is a function of a module, so that
     a child process can do it. `expect` says which facts the receiver of a healthy delivery ends up with. `libraries`
-    are the packages of others that importing `module` may load.
+    are the packages of others that importing `module` may load. `much` events are more than the kernel takes for a
+    receiver that does not read.
     """
 
     name: str
@@ -196,6 +188,7 @@ class Case:
     faults: tuple[Fault, ...]
     module: str
     libraries: frozenset[str] = frozenset()
+    much: int = 300
 
 
 class Reader:
@@ -310,7 +303,11 @@ def build_console(fd: int) -> Sink:
     return ConsoleSink("console", fd)
 
 
-CASES = [
+def build_dogstatsd(address: str) -> Sink:
+    return DogStatsdSink("dogstatsd", address, Form(), max_age=3600, clock=lambda: datadog.CLOCK * 10**9)
+
+
+CONSOLE = [
     Case(
         kind,
         partial(Reader, kind),
@@ -321,6 +318,21 @@ CASES = [
     )
     for kind in ("pipe", "terminal")
 ]
+_ON_A_SOCKET: tuple[Fault, ...] = ("hang", "slow", "close")
+
+
+def _dogstatsd(name: str, kind: datadog.Kind, faults: tuple[Fault, ...], much: int) -> Case:
+    receiver = partial(datadog.DogStatsd, kind)
+    module = "forwarder.sinks.datadog.dogstatsd"
+    return Case(name, receiver, build_dogstatsd, datadog.expected_lines, faults, module, much=much)
+
+
+DOGSTATSD = [
+    _dogstatsd("dogstatsd-udp", "udp", ("refuse",), 300),
+    _dogstatsd("dogstatsd-uds", "unixgram", _ON_A_SOCKET, 2000),
+    _dogstatsd("dogstatsd-uds-stream", "unixstream", _ON_A_SOCKET, 2000),
+]
+CASES = [*CONSOLE, *DOGSTATSD]
 
 
 def rest(batches: Sequence[Batch], count: int) -> list[Batch]:
@@ -345,6 +357,7 @@ def cheating(case: Case, cheater: type["HonestSink"]) -> Case:
         case.faults,
         case.module,
         case.libraries,
+        case.much,
     )
 
 

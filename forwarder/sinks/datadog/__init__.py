@@ -1,0 +1,3 @@
+"""Datadog: `points` says what an event becomes there, `tags` what names and tags may look like, `dogstatsd` and `api`
+are the two ways in.
+"""

@@ -1,0 +1,129 @@
+"""The table of a Datadog sink, and which of Datadog's own variables fill it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from config_text import Parts, lines, load
+
+from forwarder import agent
+from forwarder.config_sinks import DatadogSink
+from forwarder.sinks.datadog.dogstatsd import DogStatsdSink
+
+HINT = '(as in "unix:///var/run/datadog/dsd.socket" or "udp://127.0.0.1:8125")'
+
+
+def text(*keys: str) -> str:
+    return Parts(more="\n".join(["[sinks.dd]", 'type = "datadog"', *keys])).text()
+
+
+def sink(folder: Path, *keys: str, environ: Mapping[str, str] | None = None) -> DatadogSink:
+    found = load(folder, text(*keys), environ).sinks["dd"]
+    assert isinstance(found, DatadogSink)
+    return found
+
+
+def mistakes(folder: Path, *keys: str, environ: Mapping[str, str] | None = None) -> list[str]:
+    return lines(folder, text(*keys), environ)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "unix:///var/run/datadog/dsd.socket",
+        "unixgram:///run/my agent/dsd.socket",
+        "unixstream:///s",
+        "udp://127.0.0.1:8125",
+        "udp://[::1]:8125",
+        "udp://datadog.monitoring.svc.cluster.local:18125",
+    ],
+)
+def test_addresses_are_those_of_datadogs_clients(tmp_path: Path, address: str) -> None:
+    """What stands in their pages can be copied."""
+    assert sink(tmp_path, f'address = "{address}"').address == address
+
+
+def test_a_udp_address_may_leave_out_the_port(tmp_path: Path) -> None:
+    """It is 8125 by custom."""
+    assert sink(tmp_path, 'address = "udp://10.0.0.1"').address == "udp://10.0.0.1:8125"
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ('"/var/run/datadog/dsd.socket"', f"is no address of a DogStatsD {HINT}"),
+        ('"unix://relative"', f"is no address of a DogStatsD {HINT}"),
+        ('"localhost:8125"', f"is no address of a DogStatsD {HINT}"),
+        ('"http://localhost:8125"', f"is no address of a DogStatsD {HINT}"),
+        ('"udp://"', f"is no address of a DogStatsD {HINT}"),
+        ('"udp://h:0"', f"is no address of a DogStatsD {HINT}"),
+        ('"udp://h:8125/path"', f"is no address of a DogStatsD {HINT}"),
+        ('"udp://user@h:8125"', f"is no address of a DogStatsD {HINT}"),
+        ('"udp://h:99999"', f"has a port or a host that cannot be read {HINT}"),
+        (f'"unix:///{"x" * 107}"', "has a path that is too long for a Unix socket (107 bytes at most)"),
+        ("8125", f"is no address of a DogStatsD {HINT}"),
+    ],
+)
+def test_a_wrong_address_is_told_with_a_right_one(tmp_path: Path, address: str, reason: str) -> None:
+    """At start, not as an agent that never appears."""
+    assert mistakes(tmp_path, f"address = {address}") == [f"sinks.dd.address: {reason}"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "address"),
+    [
+        ({}, "unix:///var/run/datadog/dsd.socket"),
+        ({"DD_AGENT_HOST": "10.1.2.3"}, "udp://10.1.2.3:8125"),
+        ({"DD_AGENT_HOST": "10.1.2.3", "DD_DOGSTATSD_PORT": "18125"}, "udp://10.1.2.3:18125"),
+        ({"DD_AGENT_HOST": "fd00::1"}, "udp://[fd00::1]:8125"),
+        ({"DD_DOGSTATSD_PORT": "18125"}, "udp://localhost:18125"),
+        ({"DD_DOGSTATSD_URL": "unix:///s", "DD_AGENT_HOST": "10.1.2.3"}, "unix:///s"),
+        ({"DD_DOGSTATSD_URL": "", "DD_AGENT_HOST": ""}, "unix:///var/run/datadog/dsd.socket"),
+    ],
+)
+def test_without_an_address_datadogs_variables_say_it(
+    tmp_path: Path, environ: Mapping[str, str], address: str
+) -> None:
+    """As in every client of theirs; Kubernetes manifests set DD_AGENT_HOST. What the file says comes first."""
+    assert sink(tmp_path, environ=environ).address == address
+    assert sink(tmp_path, 'address = "unixgram:///f"', environ=environ).address == "unixgram:///f"
+
+
+@pytest.mark.parametrize(
+    ("environ", "names"),
+    [
+        ({"DD_DOGSTATSD_URL": "tcp://h:1"}, "DD_DOGSTATSD_URL"),
+        ({"DD_AGENT_HOST": "a b"}, "DD_AGENT_HOST or DD_DOGSTATSD_PORT"),
+        ({"DD_DOGSTATSD_PORT": "many"}, "DD_AGENT_HOST or DD_DOGSTATSD_PORT"),
+    ],
+)
+def test_a_wrong_variable_is_named(tmp_path: Path, environ: Mapping[str, str], names: str) -> None:
+    """The mistake is not in the file, where one would look for it."""
+    found = mistakes(tmp_path, environ=environ)
+    assert found == [f"sinks.dd.address: is left out, and {names} holds no address of a DogStatsD {HINT}"]
+
+
+@pytest.mark.parametrize("value", ["1", "true", "True", "yes"])
+def test_a_disabled_client_is_refused(tmp_path: Path, value: str) -> None:
+    """With DD_DOGSTATSD_DISABLE the client throws everything away and reports success."""
+    (found,) = mistakes(tmp_path, environ={"DD_DOGSTATSD_DISABLE": value})
+    assert found.startswith("sinks.dd: DD_DOGSTATSD_DISABLE is set, with which the client throws everything away")
+    assert sink(tmp_path, environ={"DD_DOGSTATSD_DISABLE": "false"}).transport == "dogstatsd"
+
+
+def test_unified_tags_come_from_the_environment_by_default(tmp_path: Path) -> None:
+    """Unified service tagging; an empty variable is none. Two configurations that differ in them differ."""
+    environ = {"DD_ENV": "prod", "DD_SERVICE": "", "DD_VERSION": "7", "DD_TAGS": "a:b"}
+    assert sink(tmp_path, environ=environ).tags == {"env": "prod", "version": "7"}
+    assert sink(tmp_path, environ=environ) == sink(tmp_path, environ=environ)
+    assert sink(tmp_path, environ=environ) != sink(tmp_path)
+
+
+def test_the_agents_sink_is_built_from_its_keys(tmp_path: Path) -> None:
+    """Every key reaches the sink."""
+    config = sink(tmp_path, 'address = "unix:///s"', 'max_age = "2h"')
+    built = agent.build_sink("dd", config)
+    assert isinstance(built, DogStatsdSink)
+    assert built.name == "dd"
+    assert built.limits.max_age == 7200
+    assert not built.limits.confirms
