@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol, cast
 from spool_cheaters import Honest
 from spool_stores import Clock, numbers
 
-from backends import datadog
+from backends import datadog, otlp
 from backends.facts import Fact, Fault
 from forwarder.errors import SpoolUnavailable
 from forwarder.events import Batch, Histogram, Metric
@@ -332,7 +332,22 @@ DOGSTATSD = [
     _dogstatsd("dogstatsd-uds", "unixgram", _ON_A_SOCKET, 2000),
     _dogstatsd("dogstatsd-uds-stream", "unixstream", _ON_A_SOCKET, 2000),
 ]
-CASES = [*CONSOLE, *DOGSTATSD]
+OTLP = [
+    Case(
+        f"otlp-{protocol}",
+        partial(receiver, CANARY),
+        partial(build, CANARY),
+        otlp.expect,
+        faults=("hang", "slow", "refuse", "close", "garbage"),
+        module=f"forwarder.sinks.otlp.{protocol}",
+        libraries=frozenset({"google", "opentelemetry", "ssl"}) | libraries,
+    )
+    for protocol, receiver, build, libraries in (
+        ("http", otlp.HttpReceiver, otlp.build_http, {"httpx"}),
+        ("grpc", otlp.GrpcReceiver, otlp.build_grpc, {"httpx", "grpc"}),
+    )
+]
+CASES = [*CONSOLE, *DOGSTATSD, *OTLP]
 
 
 def rest(batches: Sequence[Batch], count: int) -> list[Batch]:

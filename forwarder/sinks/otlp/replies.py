@@ -1,0 +1,84 @@
+"""What HTTP and gRPC are answered with alike: the response messages of OTLP, and refusals of an event's time.
+
+No text of a receiver goes into a reason; codes of a closed form do.
+"""
+
+import logging
+import re
+from typing import Final
+
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+
+from forwarder.logs import fields
+from forwarder.sinks.base import Delivered
+from forwarder.sinks.otlp.encode import Request, Signal
+
+log = logging.getLogger(__name__)
+
+Response = ExportMetricsServiceResponse | ExportLogsServiceResponse
+
+# Refusals that speak of the time of a sample or record. Mimir (pkg/util/globalerror), Prometheus and Cortex
+# (storage/interface.go), Loki (pkg/validation). Not the index of a program in Java that is out of bounds for a length.
+_TIME: Final = re.compile(
+    r"err-mimir-(sample-timestamp-too-old|sample-out-of-order|sample-duplicate-timestamp"
+    r"|too-far-in-future|too-far-in-past|sample-too-far-in-future)"
+    r"|out[ -]of[ -]order sample|sample timestamp out of order|out of bounds(?! for length)"
+    r"|duplicate sample for timestamp|too old sample|sample too old"
+    r"|entry too far behind|has timestamp too (old|new)|entry out of order",
+    re.IGNORECASE,
+)
+_MIMIR: Final = re.compile(r"\berr-mimir-[a-z-]{1,60}")
+
+
+def about_time(text: str) -> bool:
+    """Whether a refusal is about the time of an event."""
+    return _TIME.search(text) is not None
+
+
+def code(text: str) -> str:
+    """Mimir's code in a refusal, in brackets after a space; empty when there is none."""
+    found = _MIMIR.search(text)
+    return f" ({found.group()})" if found else ""
+
+
+def parsed(signal: Signal, body: bytes, *, json: bool = False) -> Response | None:
+    """The response message in a body; None if there is none. An empty body is an empty message."""
+    response: Response = ExportMetricsServiceResponse() if signal == "metrics" else ExportLogsServiceResponse()
+    try:
+        if json:
+            json_format.Parse(body, response)
+        else:
+            response.ParseFromString(body)
+    except (DecodeError, json_format.ParseError, UnicodeDecodeError, RecursionError):
+        return None
+    return response
+
+
+class Verdict:
+    """Reads responses for one sink, which says once that its receiver warns."""
+
+    def __init__(self, sink: str) -> None:
+        self._sink = sink
+        self._warned = False
+
+    def delivered(self, request: Request, response: Response, events: int | None) -> Delivered:
+        """A response says that all was taken, or how much was not. That is final: OTLP forbids sending it again."""
+        partial = response.partial_success
+        if isinstance(response, ExportMetricsServiceResponse):
+            refused, things = response.partial_success.rejected_data_points, "points"
+        else:
+            refused, things = response.partial_success.rejected_log_records, "records"
+        if refused > 0:
+            why = " for their time" if about_time(partial.error_message) else ""
+            reason = f"the receiver refused {refused} {things}{why}{code(partial.error_message)}"
+            return Delivered(min(refused, request.sent), reason, events)
+        if partial.error_message and not self._warned:
+            self._warned = True
+            log.warning(
+                "the receiver takes everything, but with a warning; its own log may say more",
+                extra=fields(sink=self._sink),
+            )
+        return Delivered(events=events)
