@@ -21,10 +21,11 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from forwarder import config_sinks
+from forwarder import config_otlp, config_sinks
 from forwarder.config import Config
 from forwarder.errors import ConfigError, Problem, SpoolUnavailable, StateFolderBusy, StateFolderError
 from forwarder.http import Client
+from forwarder.instance import Instance
 from forwarder.intake import Intake
 from forwarder.logs import fields
 from forwarder.normalize.reading import Endpoint
@@ -56,6 +57,7 @@ class Agent:
         self.config: Final = config
         self.spool: Final = build_spool(config, owner=True)
         self._lock: Final = StateLock(config.agent.state_dir)
+        self._instance: Final = Instance(config.agent.state_dir, config.agent.instance)
         self._stopping = False
         self.drained = False  # nothing was pending when the pumps stopped
         self._intake = Intake(self.spool, config.resource)
@@ -65,7 +67,8 @@ class Agent:
             for target, client in zip(config.targets, self._clients, strict=True)
         ]
         self.pumps: Final = [
-            Pump(build_sink(name, sink), self.spool, timeout=sink.timeout) for name, sink in config.sinks.items()
+            Pump(build_sink(name, sink, self._instance), self.spool, timeout=sink.timeout)
+            for name, sink in config.sinks.items()
         ]
         self._polls: set[asyncio.Task[None]] = set()
 
@@ -106,6 +109,7 @@ class Agent:
         lock = self._lock
         lock.acquire()
         try:
+            self._instance.open()
             await self.spool.open()
             try:
                 await self.spool.attach([pump.sink.name for pump in self.pumps])
@@ -264,8 +268,10 @@ def build_clients(config: Config) -> list[Client]:
     return clients
 
 
-def build_sink(name: str, config: config_sinks.SinkConfig) -> Sink:
-    """The sink of a configuration; its library is imported here, and only if it is configured."""
+def build_sink(name: str, config: config_sinks.SinkConfig, instance: Instance) -> Sink:
+    """The sink of a configuration; its library is imported here, and only if it is configured. ConfigError when it
+    cannot be built. `instance` need not be opened yet.
+    """
     match config:
         case config_sinks.ConsoleSink():
             from forwarder.sinks.console import ConsoleSink
@@ -285,6 +291,14 @@ def build_sink(name: str, config: config_sinks.SinkConfig) -> Sink:
                 timestamps=config.timestamps,
                 origin=config.origin,
             )
+        case config_otlp.OtlpSink():
+            from forwarder.sinks.otlp import build as otlp
+
+            try:
+                return otlp.build(name, config, instance.name)
+            except HttpProblem as error:
+                problem = Problem(f"sinks.{name}", error.reason, error.hint)
+                raise ConfigError("configuration", [problem]) from None
 
 
 # --- running as a process -----------------------------------------------------------------------------------------

@@ -50,6 +50,12 @@ class Agent(Table):
         description="Folder for the spool and what must survive a restart. Default: `$STATE_DIRECTORY`, which systemd "
         "sets, else the user's state folder. A relative path starts at the folder of this file.",
     )
+    instance: Name | None = Field(
+        default=None,
+        description="What tells this agent from others that watch the same targets: OTLP sends it in "
+        "`service.instance.id`. Default: the host's name and eight digits, made once and kept in the state folder.",
+        json_schema_extra={"title": "name"},
+    )
     drain_timeout: Annotated[float, Duration("0s", "1h")] = Field(
         default=20.0, description="How long a stopping agent goes on delivering what is spooled."
     )
@@ -250,6 +256,6 @@ class _Schema(GenerateJsonSchema):
         result = super().default_schema(schema)
         default = result.pop("default", None)
         how = schema["schema"].get("serialization", {})
-        if how.get("type") == "function-plain":  # that of Duration and Size
+        if default is not None and how.get("type") == "function-plain":  # that of Duration and Size
             default = how["function"](default)
         return result if default is None else result | {"default": default}

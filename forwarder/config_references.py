@@ -171,3 +171,18 @@ _REFERENCE_SCHEMA: Final = {
 
 OptionalSecret = Annotated[Secret | None, PlainValidator(_reference), WithJsonSchema(_REFERENCE_SCHEMA)]
 ApiKey = Annotated[OptionalSecret, AfterValidator(_bare_key), WithJsonSchema(_REFERENCE_SCHEMA)]
+
+
+def _header_value(value: object, info: ValidationInfo) -> Secret | str | None:
+    if not isinstance(value, str):
+        return _reference(value, info)
+    if not (value.isascii() and value.isprintable() and value == value.strip()):
+        raise problem("holds what no HTTP header can carry", "printable ASCII, without spaces around it")
+    return value
+
+
+HeaderValue = Annotated[
+    Secret | str | None,
+    PlainValidator(_header_value),
+    WithJsonSchema({"anyOf": [{"type": "string"}, _REFERENCE_SCHEMA], "title": "text or secret"}),
+]

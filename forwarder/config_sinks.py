@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from forwarder.config_otlp import OtlpSink
 from forwarder.config_tables import Table
 from forwarder.config_values import HOST, Duration, problem, text_schema
 
@@ -147,7 +148,7 @@ def _environ(info: ValidationInfo) -> Mapping[str, str]:
 # --- any of them -----------------------------------------------------------------------------------------------
 
 # A new sink is a model, an entry here and a member of the union below.
-SINK_TYPES: Final = {"console": ConsoleSink, "datadog": DatadogSink}
+SINK_TYPES: Final = {"console": ConsoleSink, "datadog": DatadogSink, "otlp": OtlpSink}
 
 
 def _known_type(value: object) -> object:
@@ -160,4 +161,4 @@ def _known_type(value: object) -> object:
     return value
 
 
-SinkConfig = Annotated[ConsoleSink | DatadogSink, Field(discriminator="type"), BeforeValidator(_known_type)]
+SinkConfig = Annotated[ConsoleSink | DatadogSink | OtlpSink, Field(discriminator="type"), BeforeValidator(_known_type)]

@@ -252,5 +252,13 @@ def _proxy_url(value: object) -> str | None:
     return url
 
 
+def otlp_url(value: object) -> str:
+    url = _url(value, "use username and password, or token")
+    if url.endswith(("/v1/metrics", "/v1/logs", "/v1/traces")):
+        raise problem("must be the base address", "leave out /v1/…; the agent adds it")
+    return url
+
+
 TargetUrl = Annotated[str, PlainValidator(_target_url), text_schema("^[Hh][Tt][Tt][Pp][Ss]?://[^?#@]+$", "URL")]
 ProxyUrl = Annotated[str | None, PlainValidator(_proxy_url), text_schema("^[Hh][Tt][Tt][Pp][Ss]?://[^?#@]+$", "URL")]
+OtlpUrl = Annotated[str, PlainValidator(otlp_url), text_schema("^[Hh][Tt][Tt][Pp][Ss]?://[^?#@]+$", "URL")]

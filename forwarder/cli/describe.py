@@ -25,6 +25,9 @@ def validate(config_path: Path | None, *, schema: bool) -> None:
     config = settings.load(path, os.environ)
     build_clients(config)
     say(f"{path}: valid; {many(config.targets, 'target')}, {many(config.sinks, 'sink')}")
+    for name, sink in config.sinks.items():
+        if taken := getattr(sink, "from_environment", ()):
+            say(f"note: sink {name} takes from the environment: {', '.join(taken)}")
     for target in config.targets:
         health = target.health
         if health.enabled and health.background != "on":
