@@ -1,5 +1,5 @@
 # noqa: INP001 - a script, not part of a package
-"""Write the generated pages: docs/configuration.md, docs/config.schema.json and docs/metrics.md.
+"""Write the generated pages: docs/configuration.md, docs/config.schema.json, docs/metrics.md and docs/backends.md.
 
 `--check` writes nothing and exits 1, naming the pages that are not what would be written.
 """
@@ -118,12 +118,42 @@ as many readings as `[targets.changes]` asks for.
 """
 
 
+BACKENDS: Final = """
+# In the backends
+
+What each metric and change becomes in each backend, with a query for it there. [metrics.md](metrics.md) says what they
+mean, [sinks.md](sinks.md) how they are sent. Names in Prometheus are those of OpenTelemetry's rules, which Mimir and
+Grafana Cloud follow too; a VictoriaMetrics does with `-opentelemetry.usePrometheusNaming`.
+"""
+
+BACKENDS_METRICS: Final = """
+## Metrics
+
+| name | Prometheus, Mimir, Grafana: PromQL | Datadog | New Relic: NRQL |
+|---|---|---|---|
+"""
+
+BACKENDS_CHANGES: Final = """
+## Changes
+
+OTLP sends them as log records, so that in Grafana they are in Loki. In Datadog they are events, in New Relic events of
+the type `LiteLLMChange`.
+
+| name | Grafana: LogQL | Datadog: event search | New Relic: NRQL |
+|---|---|---|---|
+"""
+
+# How OpenTelemetry's rules write a unit in a name; {…} is left out.
+UNITS: Final = {"1": "", "s": "_seconds", "By": "_bytes"}
+
+
 def pages() -> dict[str, str]:
     """File name → text, of every generated page."""
     return {
         "configuration.md": configuration(config.json_schema()),
         "config.schema.json": json.dumps(config.json_schema(), indent=2, ensure_ascii=False) + "\n",
         "metrics.md": metrics(),
+        "backends.md": backends(),
     }
 
 
@@ -210,6 +240,72 @@ def metrics() -> str:
     text += words("Attributes", "attribute", catalog.ATTRIBUTES)
     text += words("`error.type` of a reading that failed", "value", catalog.PROBE_ERRORS)
     return text + words("`error.type` of a deployment that fails", "value", catalog.DEPLOYMENT_ERRORS)
+
+
+# --- the backends ----------------------------------------------------------------------------------------------
+
+
+def backends() -> str:
+    text = NOTE + "\n" + BACKENDS + BACKENDS_METRICS
+    for metric in catalog.METRICS:
+        queries = promql(metric), datadog(metric), nrql(metric)
+        text += row(f"`{metric.name}`", *(f"`` {query} ``" for query in queries))
+    text += BACKENDS_CHANGES
+    for change in catalog.CHANGES:
+        whose = "litellm-forwarder" if change.name.startswith("forwarder.") else "litellm"
+        queries = (
+            f'{{service_name="{whose}"}} | event_name="{change.name}"',
+            f"change:{change.name}",
+            f"SELECT * FROM LiteLLMChange WHERE name = '{change.name}'",  # noqa: S608 - printed, by nobody run
+        )
+        text += row(f"`{change.name}`", *(f"`{query}`" for query in queries))
+    return text
+
+
+def prometheus_name(metric: catalog.MetricDef) -> str:
+    """As the OpenTelemetry specification translates it, after our sink left the unit "1" out."""
+    unit = "" if metric.unit.startswith("{") else UNITS[metric.unit]
+    name = metric.name.replace(".", "_")
+    name += "" if name.endswith(unit) else unit
+    return name + "_total" if metric.kind == "sum" and not name.endswith("_total") else name
+
+
+def whom(metric: catalog.MetricDef) -> list[str]:
+    """What a query of this metric is split by. What the agent says about itself has no target."""
+    return [*([] if metric.name.startswith("forwarder.") else ["litellm.target"]), *metric.attributes]
+
+
+def promql(metric: catalog.MetricDef) -> str:
+    name = prometheus_name(metric)
+    labels = ", ".join(key.replace(".", "_") for key in whom(metric))
+    by = f" by ({labels})" if labels else ""
+    match metric.kind:
+        case "sum":
+            return f"sum{by} (increase({name}[1h]))"
+        case "histogram":
+            buckets = f"by ({', '.join(filter(None, ['le', labels]))})"
+            return f"histogram_quantile(0.95, sum {buckets} (rate({name}_bucket[5m])))"
+        case _:
+            return f"min{by} ({name})"
+
+
+def datadog(metric: catalog.MetricDef) -> str:
+    keys = ",".join(whom(metric))
+    by = f" by {{{keys}}}" if keys else ""
+    match metric.kind:
+        case "sum":
+            return f"sum:{metric.name}{{*}}{by}.as_count()"
+        case "histogram":
+            return f"avg:{metric.name}.p95{{*}}{by}"
+        case _:
+            return f"min:{metric.name}{{*}}{by}"
+
+
+def nrql(metric: catalog.MetricDef) -> str:
+    facet = "".join(f", `{key}`" for key in whom(metric))[2:]
+    function = {"gauge": "latest", "sum": "sum", "histogram": "average"}[metric.kind]
+    query = f"SELECT {function}(`{metric.name}`) FROM Metric"  # noqa: S608 - printed, by nobody run
+    return query + (f" FACET {facet}" if facet else "")
 
 
 def words(heading: str, name: str, meanings: dict[str, str]) -> str:

@@ -27,6 +27,7 @@ from forwarder.config_values import (
     Duration,
     Header,
     Name,
+    OptionalName,
     Size,
     TargetUrl,
     problem,
@@ -50,11 +51,10 @@ class Agent(Table):
         description="Folder for the spool and what must survive a restart. Default: `$STATE_DIRECTORY`, which systemd "
         "sets, else the user's state folder. A relative path starts at the folder of this file.",
     )
-    instance: Name | None = Field(
+    instance: OptionalName = Field(
         default=None,
         description="What tells this agent from others that watch the same targets: OTLP sends it in "
         "`service.instance.id`. Default: the host's name and eight digits, made once and kept in the state folder.",
-        json_schema_extra={"title": "name"},
     )
     drain_timeout: Annotated[float, Duration("0s", "1h")] = Field(
         default=20.0, description="How long a stopping agent goes on delivering what is spooled."

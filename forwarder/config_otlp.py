@@ -7,19 +7,39 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    PlainValidator,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from forwarder.config_references import ApiKey, HeaderValue, Surroundings
 from forwarder.config_tables import Connection
-from forwarder.config_values import HEADER_PATTERN, Duration, Header, OtlpUrl, otlp_url, problem
+from forwarder.config_values import HEADER_PATTERN, Duration, Header, OtlpUrl, otlp_url, problem, text_schema
 from forwarder.secrets import Secret
 
 GRAFANA_MAX_AGE: Final = 3600.0  # seconds behind the newest sample of a series; older ones are refused for good
 _TIMEOUT: Final = Duration("1ms", "5m")
 _SECRET_NAME: Final = re.compile(r"auth|cookie|credential|key|pass|secret|signature|token", re.IGNORECASE)
+_USER_NAME: Final = r"^[!-9;-~]{1,200}$"
 _OWN_HEADERS: Final = ("content-type", "content-encoding", "user-agent")
 _HEADER_HINT: Final = 'write { env = "NAME" } or { file = "/path" } instead'
+
+
+def _user_name(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not re.fullmatch(_USER_NAME, value):
+        raise problem("is not a user name", "printable ASCII in quotes, without colons and spaces")
+    return value
+
+
+UserName = Annotated[str | None, PlainValidator(_user_name), text_schema(_USER_NAME, "text")]
 
 
 class OtlpSink(Connection):
@@ -33,10 +53,8 @@ class OtlpSink(Connection):
         "left out, and likewise for other keys: [sinks.md](sinks.md#otlp).",
     )
     protocol: Literal["http", "grpc"] = Field(default="http", description="OTLP/HTTP with protobuf, or OTLP/gRPC.")
-    username: str | None = Field(
-        default=None,
-        description="User name for Basic authentication; Grafana Cloud's is the instance ID.",
-        json_schema_extra={"title": "text"},
+    username: UserName = Field(
+        default=None, description="User name for Basic authentication; Grafana Cloud's is the instance ID."
     )
     password: ApiKey = Field(default=None, description="Its password; Grafana Cloud's is an access policy token.")
     token: ApiKey = Field(default=None, description="Bearer token, where the receiver wants one instead.")
@@ -97,13 +115,6 @@ class OtlpSink(Connection):
         made = handler(data)
         made._from_environment = tuple(taken)  # noqa: SLF001 - its own
         return made
-
-    @field_validator("username", mode="after")
-    @classmethod
-    def _user(cls, value: str | None) -> str | None:
-        if value is not None and not (value.isascii() and value.isprintable() and value.strip() and ":" not in value):
-            raise problem("is not a user name", "printable ASCII, without a colon")
-        return value
 
     @field_validator("headers", mode="after")
     @classmethod

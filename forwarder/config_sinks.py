@@ -148,7 +148,7 @@ def _environ(info: ValidationInfo) -> Mapping[str, str]:
 # --- any of them -----------------------------------------------------------------------------------------------
 
 # A new sink is a model, an entry here and a member of the union below.
-SINK_TYPES: Final = {"console": ConsoleSink, "datadog": DatadogSink, "otlp": OtlpSink}
+SINK_TYPES: Final[dict[str, type[Table]]] = {"console": ConsoleSink, "datadog": DatadogSink, "otlp": OtlpSink}
 
 
 def _known_type(value: object) -> object:

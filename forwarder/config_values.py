@@ -145,6 +145,10 @@ def _name(value: object) -> str:
     return value
 
 
+def _optional_name(value: object) -> str | None:
+    return None if value is None else _name(value)
+
+
 def _attribute_name(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(ATTRIBUTE_PATTERN, value):
         raise problem("is not an attribute name", 'as OpenTelemetry writes them: "deployment.environment.name"')
@@ -186,6 +190,7 @@ def text_schema(pattern: str, title: str) -> WithJsonSchema:
 
 
 Name = Annotated[str, PlainValidator(_name), text_schema(NAME_PATTERN, "name")]
+OptionalName = Annotated[str | None, PlainValidator(_optional_name), text_schema(NAME_PATTERN, "name")]
 AttributeName = Annotated[str, PlainValidator(_attribute_name), text_schema(ATTRIBUTE_PATTERN, "attribute name")]
 AttributeValue = Annotated[
     str | int, PlainValidator(_attribute_value), WithJsonSchema({"type": ["string", "integer"], "minLength": 1})

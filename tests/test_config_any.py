@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from schema_check import complaints
 
 from forwarder import config
-from forwarder.config_sinks import ConsoleSink, DatadogSink
+from forwarder.config_sinks import SINK_TYPES
 from forwarder.errors import ConfigError
 from forwarder.http.settings import checked_base
 from forwarder.secrets import Secret
@@ -108,9 +108,9 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "targets": config.Target,
     "health": config.Health,
     "changes": config.Changes,
-    "console": ConsoleSink,
-    "datadog": DatadogSink,
+    **{f"sinks.{name}": model for name, model in SINK_TYPES.items()},
 }
+SINKS: dict[str, dict[str, Any]] = {"otlp": {"endpoint": "http://h"}}  # what a type of sink needs
 PLACES = [("resource", "team"), *((section, key) for section, model in SECTIONS.items() for key in model.model_fields)]
 
 
@@ -121,10 +121,11 @@ def test_any_value_in_any_place(folder: Path, place: tuple[str, str], value: obj
     section, key = place
     tables: dict[str, dict[str, Any]] = {"agent": {}, "spool": {}, "resource": {}, "health": {}, "changes": {}}
     tables["targets"] = {"name": "eu", "url": "http://h", "health": tables["health"], "changes": tables["changes"]}
-    sinks = {name: {"type": name} for name in ("console", "datadog")}
-    (tables | sinks)[section][key] = value
+    kind = section.removeprefix("sinks.") if section.startswith("sinks.") else "console"
+    tables[f"sinks.{kind}"] = {"type": kind, **SINKS.get(kind, {})}
+    tables[section][key] = value
     whole: dict[str, Any] = {name: tables[name] for name in ("agent", "spool", "resource")}
-    whole |= {"targets": [tables["targets"]], "sinks": sinks}
+    whole |= {"targets": [tables["targets"]], "sinks": {"out": tables[f"sinks.{kind}"]}}
     if check_any(folder, document(whole)) is not None:
         schema = config.json_schema()
         assert list(complaints(whole, schema, schema)) == []

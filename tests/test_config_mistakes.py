@@ -6,6 +6,7 @@ from config_text import Parts, lines, refused
 from pydantic import BaseModel, Field, ValidationError
 
 from forwarder import config, config_errors
+from forwarder.config_sinks import SINK_TYPES
 from forwarder.errors import ConfigError, Exit, Problem
 
 KEY_HINT = '(write { env = "NAME" } or { file = "/path" })'
@@ -14,13 +15,17 @@ SIZE = 'is not a size (a whole number and a unit, as in "512MiB", "16MB" or "64K
 URL = '(as in "http://localhost:4000")'
 HEADER = '(as in "Authorization" or "x-litellm-api-key")'
 NAME = "is not a name (1 to 64 letters, digits, dots, dashes and underscores)"
+SINKS = " or ".join(f'"{name}"' for name in SINK_TYPES)
 TABLE = "must be a table ({ key = value }, or a [section] of its own)"
 
 MISTAKES = [
     # unknown keys
     (Parts(head="[target]"), "target: is not a known key (did you mean targets?)"),
     (Parts(head='[agent]\nlog-level = "info"'), "agent.log-level: is not a known key (did you mean log_level?)"),
-    (Parts(head="[agent]\nx = 1"), "agent.x: is not a known key (known: drain_timeout, log_level, state_dir)"),
+    (
+        Parts(head="[agent]\nx = 1"),
+        "agent.x: is not a known key (known: drain_timeout, instance, log_level, state_dir)",
+    ),
     (Parts(target="intervall = 1"), "targets[0].intervall: is not a known key (did you mean interval?)"),
     (
         Parts(tables="[targets.health]\nTimeout = 1"),
@@ -164,13 +169,13 @@ MISTAKES = [
     # sinks
     (
         Parts(more='[sinks.dd]\ntype = "syslog"\nport = 1'),
-        'sinks.dd.type: is unknown to this release, which has "console" or "datadog"',
+        f"sinks.dd.type: is unknown to this release, which has {SINKS}",
     ),
     (
         Parts(more="[sinks.dd]\ntype = []"),
-        'sinks.dd.type: is unknown to this release, which has "console" or "datadog"',
+        f"sinks.dd.type: is unknown to this release, which has {SINKS}",
     ),
-    (Parts(more="[sinks.dd]"), 'sinks.dd.type: is missing (add type = "console" or "datadog")'),
+    (Parts(more="[sinks.dd]"), f"sinks.dd.type: is missing (add type = {SINKS})"),
     # resource
     (
         Parts(head='[resource]\ndeployment.environment.name = "prod"'),

@@ -21,6 +21,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceResponse,
 )
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.metrics.v1.metrics_pb2 import DataPointFlags
 
 from backends.facts import Fact, Fault
 from backends.http_server import Answer, Request, Response, ScriptedServer, drip, hang, reset
@@ -89,8 +90,9 @@ def _metrics(data: bytes) -> list[Fact]:
 
 def _value(kind: str, point: Any) -> list[object]:
     if kind != "histogram":
-        need(point.WhichOneof("value") == "as_double", "a double")
-        return [point.as_double]
+        none = point.flags == DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
+        need(point.WhichOneof("value") == (None if none else "as_double"), "a double, or a flag that there is none")
+        return [None if none else point.as_double]
     need(len(point.bucket_counts) == len(point.explicit_bounds) + 1, "one bucket more than bounds")
     need(sum(point.bucket_counts) == point.count, "the count is that of all buckets")
     bounds = list(point.explicit_bounds)
@@ -420,6 +422,7 @@ def _fact(resource: Attributes, event: Event) -> Fact:
     if isinstance(event, Change):
         number, text = {"info": (9, "INFO"), "warning": (13, "WARN"), "error": (17, "ERROR")}[event.severity]
         body = f"{event.title}\n{event.text}" if event.text else event.title
+        attributes.setdefault("event.name", plain(event.name))
         return Fact(plain(event.name), [number, text, plain(body)], attributes, event.time)
     histogram = event.histogram
     value: list[object] = [event.value]

@@ -33,6 +33,7 @@ MAX_REQUEST: Final = 4 * 2**20
 MAX_CACHED: Final = 50_000  # sets of attributes, of some 400 bytes each
 
 TARGET: Final = "litellm.target"
+EVENT_NAME: Final = "event.name"
 _SCOPE: Final = InstrumentationScope(name="litellm-forwarder", version=version("litellm-forwarder"))
 _DESCRIPTIONS: Final = {metric.name: metric.description for metric in catalog.METRICS}
 _SEVERITIES: Final = {
@@ -266,6 +267,8 @@ def _record(change: Change, attributes: bytes) -> LogRecord:
         event_name=valid(change.name),
     )
     record.body.string_value = valid(f"{change.title}\n{change.text}" if change.text else change.title)
+    if EVENT_NAME not in change.attributes:  # for receivers that do not look at the field, which is newer
+        record.attributes.add(key=EVENT_NAME).value.string_value = record.event_name
     record.attributes.extend(NumberDataPoint.FromString(attributes).attributes)
     return record
 

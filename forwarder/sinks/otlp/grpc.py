@@ -1,6 +1,6 @@
 """OTLP/gRPC: one unary call for each `send`. Importing this loads grpc.
 
-What an answer comes to (the retry table is that of the OTLP specification; docs/adr/0008 says where we leave it):
+What an answer comes to (the retry table is that of the OTLP specification; docs/adr/0009 says where we leave it):
 
     OK with a response message                        Delivered, less what `partial_success` refuses
     the request is too large                          Rejected: the pump sends half of it

@@ -1,6 +1,6 @@
 """OTLP/HTTP with binary protobuf: one POST to /v1/metrics or /v1/logs for each call.
 
-What an answer comes to (the retry table is that of the OTLP specification, and docs/adr/0008 says where we leave it):
+What an answer comes to (the retry table is that of the OTLP specification, and docs/adr/0009 says where we leave it):
 
     200, 202, 204 with a response message or nothing   Delivered, less what `partial_success` refuses
     408, 429, 502, 503, 504, no answer                 Retry, after Retry-After

@@ -48,6 +48,8 @@ def parsed(signal: Signal, body: bytes, *, json: bool = False) -> Response | Non
     """The response message in a body; None if there is none. An empty body is an empty message."""
     response: Response = ExportMetricsServiceResponse() if signal == "metrics" else ExportLogsServiceResponse()
     try:
+        if json and not body.lstrip().startswith(b"{"):
+            return None  # of a list, json_format 7.36 makes an empty message
         if json:
             json_format.Parse(body, response)
         else:
