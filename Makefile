@@ -9,7 +9,7 @@ OFFLINE := UV_DEFAULT_INDEX=https://registry.invalid/simple $(BIN)/uv
 EXPORT  := $(OFFLINE) export --quiet --frozen --no-emit-project --no-default-groups
 PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test check docs bench format lock clean
+.PHONY: run test check docs bench fuzz format lock clean
 
 run: .venv/.run
 	@$(BIN)/litellm-forwarder run --config config.toml
@@ -30,6 +30,9 @@ docs: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/python benchmarks/run.py
+
+fuzz: .venv/.fuzz          ## SECONDS=60 for each target
+	$(BIN)/python tests/fuzz/fuzz_all.py $(or $(SECONDS),60)
 
 format: .venv/.dev
 	$(BIN)/ruff format .
@@ -62,8 +65,13 @@ clean:
 	@touch $@
 
 .venv/.devdeps: .venv/.deps
-	@$(EXPORT) --all-groups > .venv/requirements-dev.txt
+	@$(EXPORT) --all-groups --no-group fuzz > .venv/requirements-dev.txt
 	@$(PIP) install --require-hashes -r .venv/requirements-dev.txt
+	@touch $@
+
+.venv/.fuzz: .venv/.dev
+	@$(EXPORT) --only-group fuzz > .venv/requirements-fuzz.txt
+	@$(PIP) install --require-hashes -r .venv/requirements-fuzz.txt
 	@touch $@
 
 .venv/.dev: .venv/.devdeps .venv/.run
