@@ -9,7 +9,7 @@ OFFLINE := UV_DEFAULT_INDEX=https://registry.invalid/simple $(BIN)/uv
 EXPORT  := $(OFFLINE) export --quiet --frozen --no-emit-project --no-default-groups
 PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test check docs bench fuzz format lock clean
+.PHONY: run test check docs bench fuzz interop format lock clean
 
 run: .venv/.run
 	@$(BIN)/litellm-forwarder run --config config.toml
@@ -33,6 +33,10 @@ bench: .venv/.dev
 
 fuzz: .venv/.fuzz          ## SECONDS=60 for each target
 	$(BIN)/python tests/fuzz/fuzz_all.py $(or $(SECONDS),60)
+
+interop: .venv/.dev       ## against real LiteLLM releases and real metrics servers, which it installs for itself
+	cd tests && ../$(BIN)/python -m interop.install
+	INTEROP=1 LITELLM_FORWARDER_SERVERS=$$(cd tests && ../$(BIN)/python -m interop.install --servers) $(BIN)/pytest -n 0 tests/interop $(ARGS)
 
 format: .venv/.dev
 	$(BIN)/ruff format .
