@@ -238,6 +238,7 @@ def metrics() -> str:
         keyed = "yes" if endpoint.keyed else ""
         text += row(f"`{endpoint.name}`", f"`{endpoint.path}`", keyed, endpoint.yields)
     text += words("Attributes", "attribute", catalog.ATTRIBUTES)
+    text += words("`outcome` of a poll", "value", catalog.POLL_OUTCOMES)
     text += words("`error.type` of a reading that failed", "value", catalog.PROBE_ERRORS)
     return text + words("`error.type` of a deployment that fails", "value", catalog.DEPLOYMENT_ERRORS)
 

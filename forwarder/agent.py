@@ -1,97 +1,119 @@
-"""Composition and life: configuration → objects; start, drain, stop. The only module that knows APScheduler.
+"""The life of the agent: start, drain, stop, and going over to another configuration while it runs.
 
-build → lock → spool → pumps → schedule
+lock → spool → pumps → schedule
 stop, in reverse: no new polls → polls in flight are given up → drain → release → close
 """
 
 import asyncio
 import logging
-import signal
-import ssl
-import sys
 import time
-import zlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from apscheduler.triggers.date import DateTrigger
-from apscheduler.triggers.interval import IntervalTrigger
-
-from forwarder import config_otlp, config_sinks
-from forwarder.config import Config
-from forwarder.errors import ConfigError, Problem, SpoolUnavailable, StateFolderBusy, StateFolderError
+from forwarder.build import build_clients, build_sink, build_spool, spool_size
+from forwarder.config import Config, Target
+from forwarder.errors import ConfigError, SpoolUnavailable, StateFolderBusy, StateFolderError
+from forwarder.events import Batch, Metric, Resource
 from forwarder.http import Client
 from forwarder.instance import Instance
 from forwarder.intake import Intake
-from forwarder.logs import fields
-from forwarder.normalize.reading import Endpoint
+from forwarder.logs import Reminder, fields
 from forwarder.poll import Poller
 from forwarder.pump import Pump
+from forwarder.reload import Difference, Names, difference
+from forwarder.schedule import FIRST_SPREAD, Schedule
 from forwarder.sinks.base import Sink
 from forwarder.spool.lock import StateLock
-from forwarder.spool.sqlite import SqliteSpool
-from forwarder.threads import DaemonThreads
-from forwarder.transport import HttpProblem, tls_context
+from forwarder.telemetry import Observed, Since, Telemetry, own_resource
 
 log = logging.getLogger(__name__)
 
-SPOOL_FILE: Final = "spool.db"
-# A tick only starts a task; one that is late is still wanted, and several late ones are one.
-MISFIRE_GRACE: Final = 60  # seconds
-# APScheduler goes by the wall clock: set back, it would be silent until the clock caught up (measured, 3.11.3).
-CLOCK_LOOK: Final = 5.0  # seconds between comparisons of wall clock and monotonic clock
-CLOCK_STEP: Final = 2.0  # seconds of difference that count as a step
-# `timeout` and some container runtimes signal the process and its group: that is one request to stop, not two.
-SAME_SIGNAL: Final = 0.5  # seconds
-FIRST_SPREAD: Final = 0.02  # seconds from one target's first polls to the next one's: a start is no stampede
+BEAT: Final = 1.0  # seconds between two measurements of the loop's lag
+LOCK_LOOK: Final = 5.0  # seconds between looks at the lock
+SPOOL_LOOK: Final = 5.0  # seconds between questions to the spool whether it is there
+SILENT: Final = 30.0  # seconds of silence after which the scheduler or the spool's thread is taken to hang
+AFTER_A_BUG: Final = 5.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """Whether the agent itself works: seconds since its parts gave a sign of life, and whether the spool takes events.
+
+    That it is answered at all shows that the event loop runs.
+    """
+
+    scheduler_silent: float
+    spool_silent: float
+    spool_writable: bool
+
+    @property
+    def alive(self) -> bool:
+        """False when a part hangs, so that only a restart helps; a full disk or a dead backend is no such thing."""
+        return max(self.scheduler_silent, self.spool_silent) < SILENT
 
 
 class Agent:
     """The running program, for `run` and `poll --once`. ConfigError when a target cannot be built."""
 
     def __init__(self, config: Config, *, announce: bool = True) -> None:
-        self.config: Final = config
+        self.config = config
+        self.telemetry: Final = Telemetry(window=max(60.0, config.telemetry.interval))
         self.spool: Final = build_spool(config, owner=True)
+        self.drained = False  # nothing was pending when the pumps stopped
+        self._announce = announce
         self._lock: Final = StateLock(config.agent.state_dir)
         self._instance: Final = Instance(config.agent.state_dir, config.agent.instance)
-        self._stopping = False
-        self.drained = False  # nothing was pending when the pumps stopped
-        self._intake = Intake(self.spool, config.resource)
-        self._clients = build_clients(config)
-        self.pollers: Final = [
-            Poller(target, client, self._intake, config.resource, announce=announce)
-            for target, client in zip(config.targets, self._clients, strict=True)
-        ]
-        self.pumps: Final = [
-            Pump(build_sink(name, sink, self._instance), self.spool, timeout=sink.timeout)
+        self._own = Resource({})  # known when the instance is
+        self._intake = Intake(self.spool, {}, telemetry=self.telemetry)
+        clients = build_clients(config)
+        self._clients = {target.name: client for target, client in zip(config.targets, clients, strict=True)}
+        self._pollers = {target.name: self._poller(target, config) for target in config.targets}
+        self._pumps = {
+            name: Pump(
+                build_sink(name, sink, self._instance), self.spool, timeout=sink.timeout, telemetry=self.telemetry
+            )
             for name, sink in config.sinks.items()
-        ]
-        self._polls: set[asyncio.Task[None]] = set()
+        }
+        self._delivering: dict[str, tuple[Pump, asyncio.Task[bool]]] = {}  # also pumps of sinks that are leaving
+        self._stop_pumps = asyncio.Event()
+        self._schedule = Schedule(self.telemetry)
+        self._watches: set[asyncio.Task[None]] = set()
+        self._telling: asyncio.Task[None] | None = None
+        self._since = Since(self.telemetry.started)
+        self._closing: set[asyncio.Task[None]] = set()
+        self._spool_answered = time.monotonic()
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Poll and deliver until `stop` is set, then drain. StateFolderError when the state folder cannot be used."""
+    @property
+    def pollers(self) -> list[Poller]:
+        return list(self._pollers.values())
+
+    @property
+    def pumps(self) -> list[Pump]:
+        return list(self._pumps.values())
+
+    async def run(self, stop: asyncio.Event, beside: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """Poll and deliver until `stop` is set, then drain. StateFolderError when the state folder cannot be used.
+
+        `beside` is begun when everything is up, and cancelled when the stop begins.
+        """
         async with self._running():
-            scheduler = self._schedule()
-            watches = [
-                asyncio.create_task(self._watch_clock(scheduler)),
-                asyncio.create_task(self._watch_lock(stop)),
-            ]
+            self._schedule.start()
+            for number, poller in enumerate(self.pollers):
+                self._schedule.add(poller, delay=number * FIRST_SPREAD)
+            self._watch(self._schedule.watch_clock)
+            self._watch(self._watch_loop)
+            self._watch(lambda: self._watch_lock(stop))
+            self._telling = self._watch(self._tell_of_itself)
             state = self.config.agent.state_dir
-            log.info("started", extra=fields(targets=len(self.pollers), sinks=len(self.pumps), state=state))
-            try:
-                await stop.wait()
-                log.info("stopping: no new polls, delivering what is there")
-            finally:
-                # Said before anything is awaited: the scheduler still fires once after its shutdown, and a poll that
-                # began then would put events when the pumps have found nothing left.
-                self._stopping = True
-                for watch in watches:
-                    watch.cancel()
-                scheduler.shutdown(wait=False)
+            log.info("started", extra=fields(targets=len(self._pollers), sinks=len(self._pumps), state=state))
+            if beside is not None:
+                self._watch(beside)
+            await stop.wait()
+            log.info("stopping: no new polls, delivering what is there")
 
     async def once(self) -> bool:
         """One round through the configured sinks. True when everything that was pending is delivered."""
@@ -110,39 +132,60 @@ class Agent:
         lock.acquire()
         try:
             self._instance.open()
+            self._describe()
             await self.spool.open()
             try:
-                await self.spool.attach([pump.sink.name for pump in self.pumps])
+                await self.spool.attach(list(self._pumps))
+                self.telemetry.count(await self.spool.accounts())
                 state, damaged = await self.spool.state(), await self._intake.damaged()
                 for poller in self.pollers:
                     poller.open(state, damaged=damaged)
-                stop = asyncio.Event()
-                pumps = [asyncio.create_task(pump.run(stop)) for pump in self.pumps]
+                for pump in self.pumps:
+                    self._deliver(pump)
+                spool_watch = asyncio.create_task(self._guarded(self._watch_spool))
                 try:
                     yield
                 finally:
-                    await self._finish(stop, pumps)
+                    await self._finish()
+                    spool_watch.cancel()
+                    await asyncio.gather(spool_watch, return_exceptions=True)
             finally:
                 await self.spool.close()
         finally:
             lock.release()
 
-    async def _finish(self, stop: asyncio.Event, pumps: Sequence[asyncio.Task[bool]]) -> None:
+    def _describe(self) -> None:
+        self._own = self._intake.resource = own_resource(self.config.resource, self._instance.name())
+
+    def _deliver(self, pump: Pump) -> None:
+        task = asyncio.create_task(pump.run(self._stop_pumps))
+        self._delivering[pump.name] = pump, task
+
+        def over(_: asyncio.Task[bool]) -> None:
+            pump.close()
+            if self._delivering.get(pump.name) == (pump, task):
+                del self._delivering[pump.name]
+
+        task.add_done_callback(over)
+
+    async def _finish(self) -> None:
         try:
-            for poll in self._polls:
-                poll.cancel()
-            await asyncio.gather(*self._polls, return_exceptions=True)
+            await self._schedule.stop()
+            for watch in self._watches:
+                watch.cancel()
+            await asyncio.gather(*self._watches, return_exceptions=True)
             await self._intake.report()
-            stop.set()
+            pumps = [task for pump, task in self._delivering.values() if pump in self.pumps]
+            self._stop_pumps.set()
             done, _ = await asyncio.wait(pumps, timeout=self.config.agent.drain_timeout)
-            self.drained = len(done) == len(pumps) and all(task.result() for task in done)
+            self.drained = len(done) == len(self._pumps) and all(task.result() for task in done)
         finally:
-            for pump in pumps:
+            everything = [task for _, task in self._delivering.values()]
+            for pump in everything:
                 pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-            for each in self.pumps:
-                each.sink.close()
-            for client in self._clients:
+            await asyncio.gather(*everything, return_exceptions=True)
+            await asyncio.gather(*self._closing, return_exceptions=True)  # polls that they wait for were given up
+            for client in self._clients.values():
                 await client.close()
             await self._say_what_is_left()
             log.info("stopped", extra=fields(everything_delivered=self.drained))
@@ -160,61 +203,177 @@ class Agent:
                     extra=fields(sink=account.sink, events=account.pending),
                 )
 
-    # --- schedule -------------------------------------------------------------------------------------------------
+    # --- going over to another configuration ----------------------------------------------------------------------
 
-    def _schedule(self) -> AsyncIOScheduler:
-        scheduler = AsyncIOScheduler(
-            timezone=UTC, job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": MISFIRE_GRACE}
-        )
-        now = datetime.now(UTC)
-        for number, poller in enumerate(self.pollers):
-            first = now + timedelta(seconds=number * FIRST_SPREAD)
-            for endpoint in poller.endpoints:
-                arguments = (poller, endpoint)
-                scheduler.add_job(self._tick, DateTrigger(first), arguments)
-                scheduler.add_job(self._tick, phased(poller, endpoint, now), arguments, id=job_id(poller, endpoint))
-        scheduler.start()
-        return scheduler
+    async def apply(self, new: Config, touched: AbstractSet[Path] = frozenset()) -> Difference:
+        """Change what differs, and nothing else. `touched`: files it refers to that may hold something else now.
 
-    async def _tick(self, poller: Poller, endpoint: Endpoint) -> None:
-        if self._stopping:
-            return
-        task = asyncio.create_task(self._poll(poller, endpoint))
-        self._polls.add(task)
-        task.add_done_callback(self._polls.discard)
-
-    async def _poll(self, poller: Poller, endpoint: Endpoint) -> None:
+        ConfigError, or SpoolUnavailable: nothing was changed.
+        """
+        found = difference(self.config, new, touched)
+        targets = {target.name: target for target in new.targets}
+        fresh = [targets[name] for name in (*found.targets.added, *found.targets.changed, *found.targets.renewed)]
+        clients: dict[str, Client] = {}
+        sinks: dict[str, Sink] = {}
         try:
-            await poller.tick(endpoint)
-        except Exception:
-            # A bug in one poll must not end the others; it is told with its traceback, every time.
-            log.exception("bug in polling", extra=fields(target=poller.target.name, endpoint=endpoint))
+            for name in (*found.sinks.added, *found.sinks.changed, *found.sinks.renewed):
+                sinks[name] = build_sink(name, new.sinks[name], self._instance)
+            clients = dict(zip((target.name for target in fresh), build_clients(new, fresh), strict=True))
+            state = await self.spool.state()
+            await self.spool.attach(list(new.sinks))
+        except (ConfigError, SpoolUnavailable):
+            for client in clients.values():
+                await client.close()
+            for sink in sinks.values():
+                sink.close()
+            raise
+        self._apply_settings(new, found)
+        self._apply_sinks(new, found.sinks, sinks)
+        await self._apply_targets(targets, found.targets, clients, state)
+        with suppress(SpoolUnavailable):  # else the next reading counts them
+            self.telemetry.count(await self.spool.accounts())
+        return found
 
-    async def _watch_clock(
-        self,
-        scheduler: AsyncIOScheduler,
-        wall: Callable[[], float] = time.time,
-        steady: Callable[[], float] = time.monotonic,
-        look: float = CLOCK_LOOK,
+    def _apply_settings(self, new: Config, found: Difference) -> None:
+        kept = {key.partition(".")[2]: getattr(self.config.agent, key.partition(".")[2]) for key in found.fixed}
+        retell = self.config.telemetry != new.telemetry
+        self.config = new.model_copy(update={"agent": new.agent.model_copy(update=kept)})
+        self._describe()
+        for poller in self.pollers:
+            poller.describe(new.resource)
+        self.spool.bound(max_bytes=new.spool.max_bytes, max_age=new.spool.max_age)
+        if retell and self._telling is not None:
+            self._telling.cancel()
+            self._telling = self._watch(self._tell_of_itself)
+
+    def _apply_sinks(self, new: Config, found: Names, sinks: Mapping[str, Sink]) -> None:
+        for name in found.removed:
+            self._pumps.pop(name).leave()
+        for name, sink in sinks.items():
+            timeout = new.sinks[name].timeout
+            running = self._delivering.get(name)
+            if running is not None and not running[1].done():
+                self._pumps[name] = running[0]  # one that was about to leave stays
+                running[0].use(sink, timeout=timeout)
+            else:
+                self._pumps[name] = self._pump(sink, timeout)
+                self._deliver(self._pumps[name])
+        self._pumps = {name: self._pumps[name] for name in new.sinks}
+
+    async def _apply_targets(
+        self, targets: Mapping[str, Target], found: Names, clients: Mapping[str, Client], state: Mapping[str, bytes]
     ) -> None:
-        """Schedule anew when the wall clock was stepped. `look`: seconds between comparisons."""
-        offset = wall() - steady()
+        for name in found.renewed:
+            poller, old = self._pollers[name], self._clients[name]
+            poller.renew(targets[name], clients[name])
+            self._clients[name] = clients[name]
+            self._close_after(old, self._schedule.polls(poller))
+        before = {name: self._pollers.pop(name) for name in (*found.removed, *found.changed)}
+        for name, poller in before.items():
+            self._schedule.remove(poller)
+            self._close_after(self._clients.pop(name), self._schedule.polls(poller))
+        for name in (*found.added, *found.changed):
+            self._clients[name] = clients[name]
+            self._pollers[name] = self._poller(targets[name], self.config)
+        self._pollers = {name: self._pollers[name] for name in targets}
+        known = {}
+        for name, poller in before.items():
+            known[name] = await poller.retire()
+            for poll in self._schedule.polls(poller):
+                poll.cancel()
+        for number, name in enumerate((*found.added, *found.changed)):
+            if name in before:
+                self._pollers[name].follow(known[name])
+            else:
+                self._pollers[name].open(state)
+            self._schedule.add(self._pollers[name], delay=number * FIRST_SPREAD)
+
+    def _pump(self, sink: Sink, timeout: float) -> Pump:
+        return Pump(sink, self.spool, timeout=timeout, telemetry=self.telemetry)
+
+    def _poller(self, target: Target, config: Config) -> Poller:
+        client = self._clients[target.name]
+        return Poller(target, client, self._intake, config.resource, telemetry=self.telemetry, announce=self._announce)
+
+    def _close_after(self, client: Client, polls: Sequence[asyncio.Task[None]]) -> None:
+        """Close it when the polls that use it are over."""
+
+        async def close() -> None:
+            await asyncio.gather(*polls, return_exceptions=True)
+            await client.close()
+
+        task = asyncio.create_task(close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    # --- what it says about itself --------------------------------------------------------------------------------
+
+    def vitals(self) -> Vitals:
+        spool_silent = time.monotonic() - self._spool_answered
+        return Vitals(self._schedule.silent, spool_silent, self._intake.writable)
+
+    async def measure(self) -> list[Metric]:
+        """The agent's own metrics as they are now, without deltas. For status pages, and for `_tell_of_itself`."""
+        try:
+            accounts = await self.spool.accounts()
+        except SpoolUnavailable:
+            accounts = []
+        up = {pump.name: pump.status.state in ("idle", "delivering") for pump in self.pumps}
+        return self.telemetry.read(Observed(accounts, up, spool_size(self.config)))
+
+    async def _tell_of_itself(self) -> None:
+        """Put the agent's own metrics into the spool every `telemetry.interval`: they travel like all others."""
+        while self.config.telemetry.enabled:
+            await asyncio.sleep(self.config.telemetry.interval)
+            metrics = await self.measure()
+            deltas = tuple(self._since.deltas(metrics))
+            if metrics and await self._intake.put(Batch(self._own, metrics[0].time, deltas)):
+                self._since.taken(metrics)
+
+    # --- watches --------------------------------------------------------------------------------------------------
+
+    def _watch(self, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+        """Have something done while polls are made."""
+        task = asyncio.create_task(self._guarded(work))
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
+        return task
+
+    async def _guarded(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """A bug in one of them must not go unnoticed, nor end what it watches over."""
+        told: dict[type[Exception], Reminder] = {}
         while True:
-            await asyncio.sleep(look)
-            step = wall() - steady() - offset
-            if abs(step) < CLOCK_STEP:
-                continue
-            log.warning("the clock was stepped; polls are scheduled anew", extra=fields(seconds=f"{step:+.1f}"))
-            offset += step
-            now = datetime.now(UTC)
-            for poller in self.pollers:
-                for endpoint in poller.endpoints:
-                    scheduler.reschedule_job(job_id(poller, endpoint), trigger=phased(poller, endpoint, now))
+            try:
+                await work()
+            except Exception as error:
+                now = time.time_ns()
+                if type(error) not in told or told[type(error)].due(now):
+                    told.setdefault(type(error), Reminder(now))
+                    log.exception("bug in the agent")
+                await asyncio.sleep(AFTER_A_BUG)
+            else:
+                return
+
+    async def _watch_loop(self) -> None:
+        """Measure how late the loop is. What holds it up (a bug, a starved machine) delays everything."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + BEAT
+            await asyncio.sleep(BEAT)
+            self.telemetry.lagged(max(0.0, loop.time() - due))
+
+    async def _watch_spool(self) -> None:
+        """Whether the spool's thread answers; that it cannot write is an answer too."""
+        while True:
+            with suppress(SpoolUnavailable):
+                await self.spool.ping()
+            self._spool_answered = time.monotonic()
+            await asyncio.sleep(SPOOL_LOOK)
 
     async def _watch_lock(self, stop: asyncio.Event) -> None:
         """Two agents on one folder would send everything twice: stop, should another have got the lock."""
         while True:
-            await asyncio.sleep(CLOCK_LOOK)
+            await asyncio.sleep(LOCK_LOOK)
             try:
                 self._lock.keep()
             except StateFolderBusy as error:
@@ -223,114 +382,3 @@ class Agent:
                 return
             except StateFolderError as error:
                 log.debug("the lock cannot be renewed", extra=fields(reason=error))
-
-
-def job_id(poller: Poller, endpoint: Endpoint) -> str:
-    return f"{poller.target.name}/{endpoint}"
-
-
-def phased(poller: Poller, endpoint: Endpoint, now: datetime) -> IntervalTrigger:
-    """Every `interval`, at a phase that only the names decide: the same after a restart, and spread over targets.
-    (APScheduler's jitter would add up from run to run.)
-    """
-    interval = poller.target.interval
-    phase = zlib.crc32(job_id(poller, endpoint).encode()) / 2**32 * interval
-    start = (now.timestamp() // interval) * interval + phase
-    if start <= now.timestamp():
-        start += interval
-    return IntervalTrigger(seconds=interval, start_date=datetime.fromtimestamp(start, UTC), timezone=UTC)
-
-
-# --- building -----------------------------------------------------------------------------------------------------
-
-
-def build_spool(config: Config, *, owner: bool) -> SqliteSpool:
-    """The configured spool, not yet opened. `owner`: this process holds the folder's lock."""
-    path = config.agent.state_dir / SPOOL_FILE
-    return SqliteSpool(path, max_bytes=config.spool.max_bytes, max_age=config.spool.max_age, owner=owner)
-
-
-def build_clients(config: Config) -> list[Client]:
-    """One client per target; TLS contexts are shared where the settings are the same."""
-    contexts: dict[tuple[Path | None, ...], ssl.SSLContext] = {}
-    clients = []
-    for index, target in enumerate(config.targets):
-        files = (target.ca_file, target.client_cert, target.client_key)
-        try:
-            if files not in contexts:
-                contexts[files] = tls_context(*files)
-            clients.append(
-                Client(target.url, target.key_headers(), contexts[files], proxy=target.proxy, max_body=target.max_body)
-            )
-        except HttpProblem as error:
-            problem = Problem(f"targets[{index}]", error.reason, error.hint)
-            raise ConfigError("configuration", [problem]) from None
-    return clients
-
-
-def build_sink(name: str, config: config_sinks.SinkConfig, instance: Instance) -> Sink:
-    """The sink of a configuration; its library is imported here, and only if it is configured. ConfigError when it
-    cannot be built. `instance` need not be opened yet.
-    """
-    match config:
-        case config_sinks.ConsoleSink():
-            from forwarder.sinks.console import ConsoleSink
-
-            # Python sets it to None when the process was started without.
-            return ConsoleSink(name, None if sys.stdout is None else 1)
-        case config_sinks.DatadogSink():
-            from forwarder.sinks.datadog.dogstatsd import DogStatsdSink
-            from forwarder.sinks.datadog.points import Form
-
-            form = Form(config.changes, config.histogram_buckets, config.tags)
-            return DogStatsdSink(
-                name,
-                config.address or "",
-                form,
-                max_age=config.max_age,
-                timestamps=config.timestamps,
-                origin=config.origin,
-            )
-        case config_otlp.OtlpSink():
-            from forwarder.sinks.otlp import build as otlp
-
-            try:
-                return otlp.build(name, config, instance.name)
-            except HttpProblem as error:
-                problem = Problem(f"sinks.{name}", error.reason, error.hint)
-                raise ConfigError("configuration", [problem]) from None
-
-
-# --- running as a process -----------------------------------------------------------------------------------------
-
-
-async def run_until_signalled(config: Config) -> None:
-    """Run until SIGTERM or SIGINT, then drain; a second signal stops at once (what is not delivered stays in the
-    spool).
-    """
-    agent = Agent(config)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.set_default_executor(DaemonThreads())
-    main = asyncio.ensure_future(agent.run(stop))
-
-    first = 0.0
-
-    def on_signal() -> None:
-        nonlocal first
-        if not stop.is_set():
-            first = loop.time()
-            stop.set()
-        elif loop.time() - first > SAME_SIGNAL:
-            main.cancel()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    try:
-        await main
-    except asyncio.CancelledError:
-        log.warning("stopped at once, by a second signal")
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_IGN)  # stopped already; what is left is the interpreter's own end

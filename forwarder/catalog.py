@@ -15,7 +15,10 @@ from forwarder.events import Attributes, Change, Kind, Metric, Severity
 # --- attributes ------------------------------------------------------------------------------------------------
 
 ATTRIBUTES: Final[dict[str, str]] = {
-    "litellm.target": "name of the target in the configuration; on the resource of every event about a proxy",
+    "litellm.target": "name of the target in the configuration; on the resource of every event about a proxy, and on "
+    "the agent's own metrics about its polls",
+    "service.instance.id": "which agent speaks, on the resource of its own metrics: `agent.instance`, unless the "
+    "configuration's `[resource]` says otherwise",
     "endpoint": "which endpoint was read: liveliness, readiness, health, …",
     "model": "the model as the proxy names it in its health reply, such as `openai/gpt-4o`",
     "deployment.id": "one deployment: the proxy's `model_id`, else a digest of model and API base with an index",
@@ -24,10 +27,12 @@ ATTRIBUTES: Final[dict[str, str]] = {
     "error.type": "a class of failure from a closed list, never the text of an error",
     "http.response.status_code": "the HTTP status the upstream or the proxy gave, when known",
     "dependency": "database, redis or router",
-    "version": "the release the proxy says it is",
+    "version": "the release the proxy says it is; of forwarder.info, the agent's own",
     "state": "which requests are counted: in_flight, admitted, queued, rejected",
     "sink": "name of a sink in the configuration",
     "reason": "why data was lost: spool_full, too_old, spool_unavailable, spool_corrupt",
+    "outcome": "what became of a poll (listed below), of a send (delivered, retry, rejected, blocked) or of events "
+    "(delivered, rejected, expired, dropped, as in the ledger)",
     "previous": "the value before the change",
     "current": "the value after the change",
 }
@@ -52,6 +57,13 @@ PROBE_ERRORS: Final[dict[str, str]] = {
     "not_json": "an HTML page or other text instead of JSON",
     "malformed": "JSON that is cut off or damaged",
     "unexpected": "JSON of a shape no known release answers",
+}
+
+POLL_OUTCOMES: Final[dict[str, str]] = {
+    "success": "an answer that could be read",
+    "absent": "the target does not have the endpoint",
+    "failure": "no answer, or one that could not be read; litellm.probe.failure says which",
+    "overrun": "not begun, because the one before had not ended",
 }
 
 DEPLOYMENT_ERRORS: Final[dict[str, str]] = {
@@ -220,6 +232,72 @@ PROBE_BUDGET_REMAINING: Final = MetricDef(
     "Billed calls left of today's budget (UTC day); absent when the budget is unlimited.",
 )
 
+# The agent's own. Sums count from its start.
+POLLS: Final = MetricDef(
+    "forwarder.polls", "sum", "{poll}", "Polls made of an endpoint.", ("litellm.target", "endpoint", "outcome")
+)
+POLL_BYTES: Final = MetricDef(
+    "forwarder.poll.bytes", "sum", "By", "Decoded bytes of the replies.", ("litellm.target",)
+)
+POLL_LATENESS: Final = MetricDef(
+    "forwarder.poll.lateness",
+    "gauge",
+    "s",
+    "How late polls began, against their schedule: the worst since about the last reading.",
+)
+SENDS: Final = MetricDef("forwarder.sends", "sum", "{send}", "Delivery attempts.", ("sink", "outcome"))
+SEND_DURATION: Final = MetricDef(
+    "forwarder.send.duration",
+    "sum",
+    "s",
+    "Time spent in delivery attempts, added up; divided by forwarder.sends it is their mean.",
+    ("sink",),
+)
+EVENTS: Final = MetricDef(
+    "forwarder.events",
+    "sum",
+    "{event}",
+    "Events that left a sink's queue, by what became of them.",
+    ("sink", "outcome"),
+)
+EVENTS_LOST: Final = MetricDef(
+    "forwarder.events.lost",
+    "sum",
+    "{event}",
+    "Events that made way in the spool for newer ones (spool_full, for each sink), or never entered it "
+    "(spool_unavailable, for all sinks at once).",
+    ("sink", "reason"),
+)
+SINK_UP: Final = MetricDef("forwarder.sink.up", "gauge", "1", "1 unless the last send to the sink failed.", ("sink",))
+QUEUE_EVENTS: Final = MetricDef(
+    "forwarder.queue.events", "gauge", "{event}", "Events in the spool that the sink has still to get.", ("sink",)
+)
+QUEUE_AGE: Final = MetricDef(
+    "forwarder.queue.age", "gauge", "s", "Age of the oldest of them; 0 when there are none.", ("sink",)
+)
+DEAD_LETTERS: Final = MetricDef(
+    "forwarder.dead_letters", "gauge", "{event}", "Events kept because the sink refused them for good.", ("sink",)
+)
+SPOOL_SIZE: Final = MetricDef(
+    "forwarder.spool.size",
+    "gauge",
+    "By",
+    "Size of the spool's files on disk. They keep the size they once needed, for reuse.",
+)
+LOOP_LAG: Final = MetricDef(
+    "forwarder.loop.lag",
+    "gauge",
+    "s",
+    "How long the agent's event loop kept what was due waiting: the worst since about the last reading.",
+)
+MEMORY: Final = MetricDef(
+    "forwarder.memory", "gauge", "By", "Resident memory of the agent, where the system tells it."
+)
+UPTIME: Final = MetricDef("forwarder.uptime", "gauge", "s", "Time since the agent was started.")
+AGENT_INFO: Final = MetricDef(
+    "forwarder.info", "gauge", "1", "Always 1; carries the release of the agent.", ("version",)
+)
+
 METRICS: Final[tuple[MetricDef, ...]] = (
     HEALTH,
     HEALTHY_MODELS,
@@ -241,6 +319,22 @@ METRICS: Final[tuple[MetricDef, ...]] = (
     PROBE_RESPONSE_SIZE,
     PROBE_BILLED_CALLS,
     PROBE_BUDGET_REMAINING,
+    POLLS,
+    POLL_BYTES,
+    POLL_LATENESS,
+    SENDS,
+    SEND_DURATION,
+    EVENTS,
+    EVENTS_LOST,
+    SINK_UP,
+    QUEUE_EVENTS,
+    QUEUE_AGE,
+    DEAD_LETTERS,
+    SPOOL_SIZE,
+    LOOP_LAG,
+    MEMORY,
+    UPTIME,
+    AGENT_INFO,
 )
 
 # --- service checks --------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ of sinks are in `config_sinks`, the kinds of values (durations, secrets, URLs) i
 errors in `config_errors`.
 """
 
-from collections.abc import Mapping, Sized
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -17,7 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import WithDefaultSchema
 
 from forwarder import config_errors, config_file
-from forwarder.config_references import ApiKey, Folder, Surroundings, exists
+from forwarder.config_references import ApiKey, Folder, Stamp, Surroundings, exists, stamp
 from forwarder.config_sinks import SinkConfig
 from forwarder.config_tables import Connection, Table
 from forwarder.config_values import (
@@ -63,6 +64,11 @@ class Agent(Table):
         default="info", description="The least severe messages that are logged, to standard error."
     )
 
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="`text`: `key=value` for people; `json`: one object a line. `run --log-format` wins over it.",
+    )
+
     @field_validator("state_dir", mode="after")
     @classmethod
     def _default_state_dir(cls, value: Path, info: ValidationInfo) -> Path:
@@ -86,6 +92,15 @@ class Spool(Table):
     )
     max_age: Annotated[float, Duration("1m", "365d")] = Field(
         default=7 * 86400.0, description="Age past which events that could not be delivered are dropped, and counted."
+    )
+
+
+class Telemetry(Table):
+    """What the agent says about itself (`forwarder.*` in metrics.md), to every sink."""
+
+    enabled: bool = Field(default=True, description="Whether the agent's own metrics are delivered.")
+    interval: Annotated[float, Duration("1s", "1d")] = Field(
+        default=60.0, description="Time between two readings of them."
     )
 
 
@@ -174,6 +189,9 @@ class Config(Table):
 
     agent: Agent = Field(default_factory=Agent, description="The agent itself.")
     spool: Spool = Field(default_factory=Spool, description="What is kept on disk until every sink has it.")
+    telemetry: Telemetry = Field(
+        default_factory=Telemetry, description="What the agent says about itself, to every sink."
+    )
     resource: Mapping[AttributeName, AttributeValue] = Field(
         default_factory=dict,
         description="Attributes of everything that is delivered, in OpenTelemetry's names, in quotes: "
@@ -212,15 +230,42 @@ def find(explicit: Path | None, environ: Mapping[str, str], cwd: Path) -> Path:
     raise ConfigError("configuration", [Problem("file", f"none found; looked at {looked}", "name one with --config")])
 
 
-def load(path: Path, environ: Mapping[str, str], *, secrets: bool = True) -> Config:
+@dataclass(frozen=True)
+class Loaded:
+    """A configuration and where it came from. `files`: what it refers to (secrets, certificates), as it was read."""
+
+    config: Config
+    path: Path
+    files: Mapping[Path, Stamp]
+    tables: Mapping[str, Any]
+
+    def again(self, environ: Mapping[str, str]) -> "Loaded":
+        """The same text, though the file may say something else by now, with what it refers to read anew."""
+        return _checked(self.path, self.tables, environ)
+
+
+def stamps(files: Iterable[Path]) -> dict[Path, Stamp]:
+    return {path: stamp(path) for path in files}
+
+
+def read(path: Path, environ: Mapping[str, str], *, secrets: bool = True) -> Loaded:
     """Read, check and resolve everything. ConfigError carries every problem there is. Without `secrets` they are left
     unread, all None: looking into the spool needs none.
     """
-    tables = config_file.read(path)
+    return _checked(path.absolute(), config_file.read(path), environ, secrets=secrets)
+
+
+def load(path: Path, environ: Mapping[str, str], *, secrets: bool = True) -> Config:
+    """As `read`, for whoever needs the configuration alone."""
+    return read(path, environ, secrets=secrets).config
+
+
+def _checked(path: Path, tables: Mapping[str, Any], environ: Mapping[str, str], *, secrets: bool = True) -> Loaded:
+    around = Surroundings(environ, path.parent, secrets)
     try:
         # An agent table always, so that its defaults see the environment.
-        around = Surroundings(environ, path.absolute().parent, secrets)
-        return Config.model_validate({"agent": {}} | tables, context=around)
+        config = Config.model_validate({"agent": {}} | dict(tables), context=around)
+        return Loaded(config, path, around.files, tables)
     except ValidationError as error:
         found = config_errors.problems(error, Config)
     # Outside the handler: pydantic's error holds the values, and would travel along as the context of ours.

@@ -16,17 +16,33 @@ from forwarder import secrets
 from forwarder.config_values import problem, text_schema
 from forwarder.secrets import Secret, SecretProblem
 
+Stamp = tuple[int, int, int] | None  # of a file's content: inode, time (ns) and size; None when it is not there
+
+
+def stamp(path: Path) -> Stamp:
+    """Kubernetes changes a mounted file by pointing a link elsewhere: another inode."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
 
 @dataclass(frozen=True)
 class Surroundings:
     """What values are read against, handed to every validator as its context: the environment, the folder that
-    relative paths start from, whether secrets are to be read, and the target names seen so far.
+    relative paths start from, whether secrets are to be read, the target names seen so far, and the files that were
+    referred to, as they were before they were read.
     """
 
     environ: Mapping[str, str]
     folder: Path
     secrets: bool = True
     names: set[str] = field(default_factory=set)
+    files: dict[Path, Stamp] = field(default_factory=dict)
+
+    def refer(self, path: Path) -> None:
+        self.files.setdefault(path, stamp(path))
 
 
 # --- paths and certificates ------------------------------------------------------------------------------------
@@ -48,6 +64,8 @@ def _readable(value: object, info: ValidationInfo) -> Path | None:
     if value is None:
         return None
     path = _path(value, info)
+    if info.context:
+        info.context.refer(path)
     try:
         with path.open("rb") as stream:
             stream.read(1)
@@ -101,7 +119,7 @@ def _reference(value: object, info: ValidationInfo) -> Secret | None:
         return None
     if "env" in value:
         return _from_env(value["env"], around.environ, optional=optional)
-    return _from_file(value["file"], around.folder, optional=optional)
+    return _from_file(value["file"], around, optional=optional)
 
 
 def _from_env(name: object, environ: Mapping[str, str], *, optional: bool) -> Secret | None:
@@ -120,10 +138,11 @@ def _from_env(name: object, environ: Mapping[str, str], *, optional: bool) -> Se
         raise problem(f"the environment variable it names {state}", "was the secret itself written here?") from None
 
 
-def _from_file(name: object, folder: Path, *, optional: bool) -> Secret | None:
+def _from_file(name: object, around: Surroundings, *, optional: bool) -> Secret | None:
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise problem("file must be the path of a file that holds the secret", _HOW)
-    path = folder / name
+    path = around.folder / name
+    around.refer(path)
     try:
         if optional and not exists(path):
             return None

@@ -13,8 +13,9 @@ from typing import Final
 from forwarder import catalog
 from forwarder.errors import SpoolUnavailable
 from forwarder.events import Attributes, Batch, Change, Resource
-from forwarder.logs import fields
+from forwarder.logs import Reminder, fields
 from forwarder.spool.base import Damage, PutResult, Spool
+from forwarder.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +26,16 @@ SETTLED: Final = 10_000_000_000  # ns
 
 class Intake:
     def __init__(
-        self, spool: Spool, resource: Mapping[str, str | int], *, clock: Callable[[], int] = time.time_ns
+        self,
+        spool: Spool,
+        resource: Mapping[str, str | int],
+        *,
+        telemetry: Telemetry | None = None,
+        clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._spool = spool
-        self._resource = Resource(dict(resource))
+        self._telemetry = telemetry or Telemetry()
+        self.resource = Resource(dict(resource))  # of what it says itself
         self._clock = clock
         self._untold: Counter[tuple[str, str]] = Counter()  # (sink or "", reason) → events
         self._damage: list[Damage] = []  # not told yet
@@ -36,6 +43,12 @@ class Intake:
         self._told_at = 0
         self._unavailable_since: int | None = None
         self._refused_at = 0
+        self._reminder = Reminder(clock())
+
+    @property
+    def writable(self) -> bool:
+        """Whether the spool took what it was given last."""
+        return self._unavailable_since is None
 
     async def put(self, batch: Batch | None, state: Mapping[str, bytes] | None = None) -> bool:
         """Store both or neither. False when the spool cannot take them now: the batch is lost, counted and told; the
@@ -81,7 +94,7 @@ class Intake:
         for (sink, reason), events in sorted(lost.items()):
             log.error("events were lost", extra=fields(events=events, sink=sink or None, reason=reason))
         try:
-            self._dropped(await self._spool.put(Batch(self._resource, now, _changes(lost, damage, now))))
+            self._dropped(await self._spool.put(Batch(self.resource, now, _changes(lost, damage, now))))
         except SpoolUnavailable:
             self._untold += lost
             self._damage = [*damage, *self._damage]
@@ -91,14 +104,22 @@ class Intake:
             if not self._untold[sink, "spool_full"]:
                 log.error("the spool is full: the oldest events make way", extra=fields(sink=sink))
             self._untold[sink, "spool_full"] += events
+            self._telemetry.lost(events, "spool_full", sink)
 
     def _lose(self, batch: Batch | None, reason: str) -> None:
         if batch is not None:
             self._untold["", "spool_unavailable"] += len(batch.events)
-        self._refused_at = self._clock()
+            self._telemetry.lost(len(batch.events), "spool_unavailable")
+        now = self._refused_at = self._clock()
+        message = "the spool cannot take events; they are lost until it can"
         if self._unavailable_since is None:
-            self._unavailable_since = self._clock()
-            log.error("the spool cannot take events; they are lost until it can", extra=fields(reason=reason))
+            self._unavailable_since = now
+            self._reminder = Reminder(now)
+            log.error(message, extra=fields(reason=reason))
+        elif self._reminder.due(now):
+            lasting = f"{(now - self._unavailable_since) // 1_000_000_000}s"
+            lost = self._untold["", "spool_unavailable"]
+            log.error("still: %s", message, extra=fields(reason=reason, lasting=lasting, events=lost))
 
 
 def _changes(lost: Mapping[tuple[str, str], int], damage: Sequence[Damage], now: int) -> tuple[Change, ...]:

@@ -25,6 +25,7 @@ from forwarder.normalize.deployments import count_metrics, decode_names, deploym
 from forwarder.normalize.proxy import verdict_of
 from forwarder.normalize.reading import Endpoint, Reading
 from forwarder.reply import Reply
+from forwarder.telemetry import Telemetry
 from forwarder.troubles import Troubles
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,15 @@ class Said(NamedTuple):
     until: int
 
 
+class Known(NamedTuple):
+    """What is known about a target beside what its endpoints say now, and what of it is stored."""
+
+    account: cost.Account
+    changes: changes.ChangeState
+    names: dict[str, str]
+    stored: dict[str, bytes]
+
+
 class Poller:
     """One target. `open` reads what a previous run stored; `tick` is called by the schedule."""
 
@@ -78,14 +88,16 @@ class Poller:
         intake: Intake,
         resource: Mapping[str, str | int],
         *,
+        telemetry: Telemetry | None = None,
         clock: Callable[[], int] = time.time_ns,
         announce: bool = True,
     ) -> None:
         """`announce`: whether the arithmetic of what /health costs is told at start; a cron job need not."""
-        self.target: Final = target
+        self.target = target
         self.endpoints: Final[tuple[Endpoint, ...]] = tuple(e for e in get_args(Endpoint) if self._wanted(e))
         self._client = client
         self._intake = intake
+        self._telemetry = telemetry or Telemetry()
         self._clock = clock
         self._resource = Resource({**resource, "litellm.target": target.name})
         health = target.health
@@ -108,6 +120,7 @@ class Poller:
         self._began: dict[Endpoint, int] = {}  # when each was last polled
         self._announce = announce
         self._told_deployments: int | None = None
+        self._retired = False
 
     def _wanted(self, endpoint: Endpoint) -> bool:
         if endpoint == "health":
@@ -151,8 +164,42 @@ class Poller:
         if self._account.deployments is not None:
             self._tell_cost(self._account)  # else when model_info has been asked, a moment after the start
 
+    # --- another configuration, in the middle of things -------------------------------------------------------------
+
+    def describe(self, resource: Mapping[str, str | int]) -> None:
+        """From now on, other attributes for everything about this target."""
+        self._resource = Resource({**resource, "litellm.target": self.target.name})
+
+    def renew(self, target: Target, client: Client) -> None:
+        """The same target with another key or other certificates. Polls in flight keep the client that they have;
+        where the key was refused it is tried again with the next tick, and told if it is refused again.
+        """
+        self.target, self._client = target, client
+        for endpoint, said in self._last.items():
+            if said.reading.error == "auth":
+                self._not_before.pop(endpoint, None)
+        self._troubles.remind("auth")
+
+    async def retire(self) -> Known:
+        """Store nothing more: what comes after this is another poller's, which `follow`s."""
+        async with self._lock:
+            self._retired = True
+        return Known(self._account, self._changes, self._names, self._stored)
+
+    def follow(self, known: Known) -> None:
+        """Take up what the poller of this target before knew, as `open` does after a restart."""
+        self._account, self._changes, self._names, self._stored = known
+        if self._account.deployments is not None:
+            self._tell_cost(self._account)
+
     def _key(self, kind: str) -> str:
         return f"{kind}/{self.target.name}"
+
+    @property
+    def up(self) -> bool | None:
+        """Whether the proxy answered liveliness last; None before it was asked."""
+        said = self._last.get("liveliness")
+        return None if said is None else said.reading.alive
 
     # --- when -------------------------------------------------------------------------------------------------------
 
@@ -181,6 +228,10 @@ class Poller:
     async def tick(self, endpoint: Endpoint) -> None:
         """Poll the endpoint if it is due."""
         if not self.due(endpoint):
+            if (
+                endpoint in self._busy and endpoint != "health"
+            ):  # which may well take longer than the schedule's interval
+                self._telemetry.polled(self.target.name, endpoint, "overrun")
             return
         self._busy.add(endpoint)
         self._began[endpoint] = self._clock()
@@ -201,17 +252,23 @@ class Poller:
             reading = await asyncio.to_thread(normalize, endpoint, reply, keyed=keyed)
         else:
             reading = normalize(endpoint, reply, keyed=keyed)
+        outcome = "absent" if reading.absent else "failure" if reading.error else "success"
+        self._telemetry.polled(self.target.name, endpoint, outcome, len(reply.body))
         if reading.names is not None:
             self._names = dict(reading.names)
         if reading.deployments:
             reading = replace(reading, deployments=named(reading.deployments, self._names))
         async with self._lock:
+            if self._retired:
+                return
             await self._absorb(endpoint, reply, reading)
 
     async def _may_spend(self) -> bool:
         """Ask the cost guard, and book the poll durably before it is made."""
         now = self._clock()
         async with self._lock:
+            if self._retired:
+                return False
             if not cost.affordable(self._account, self._budget):
                 await self._refuse(now)
                 return False

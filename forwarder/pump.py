@@ -27,9 +27,10 @@ from typing import Any, Final, Literal, TypeVar, assert_never
 
 from forwarder.errors import SpoolUnavailable
 from forwarder.events import Batch
-from forwarder.logs import fields
+from forwarder.logs import Reminder, fields
 from forwarder.sinks.base import Blocked, Delivered, Outcome, Rejected, Retry, Sink
 from forwarder.spool.base import Burial, Piece, Position, Settlement, Spool
+from forwarder.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +66,19 @@ class Pump:
         spool: Spool,
         *,
         timeout: float,
+        telemetry: Telemetry | None = None,
         clock: Callable[[], int] = time.time_ns,
         sleep: Sleep = asyncio.sleep,
         dice: random.Random | None = None,
     ) -> None:
-        self.sink: Final = sink
+        self.sink = sink
+        self._next: tuple[Sink, float] | None = None  # what takes its place, with its timeout
+        self._leaving = False
+        self._woken = asyncio.Event()
         self.status = PumpStatus(since=clock())
         self._spool = spool
         self._timeout = timeout
+        self._telemetry = telemetry or Telemetry()
         self._clock = clock
         self._sleep = sleep
         self._dice = dice or random.Random()  # noqa: S311 - jitter, not a secret
@@ -82,6 +88,31 @@ class Pump:
         self._buried = 0  # not told yet
         self._expired = 0  # not told yet
         self._asked = 0.0  # seconds of pause that the backend asked for
+        self._reminder = Reminder(clock())
+        self._failures = 0  # in a row, of this sink: what the back-off goes by
+
+    @property
+    def name(self) -> str:
+        return self.sink.name
+
+    def use(self, sink: Sink, *, timeout: float) -> None:
+        """Deliver to this sink instead, as soon as no send is in flight; waiting is over. It has the same name, and
+        so the same place in the spool. The one before is closed.
+        """
+        if self._next is not None:
+            self._next[0].close()
+        self._next, self._leaving = (sink, timeout), False
+        self._woken.set()
+
+    def leave(self) -> None:
+        """End as soon as no send is in flight, without draining; what is pending stays in the spool."""
+        self._leaving = True
+        self._woken.set()
+
+    def close(self) -> None:
+        """Close its sink; for whoever ran it, afterwards."""
+        self._take_over()
+        self.sink.close()
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Deliver until `stop` is set, then drain: go on until nothing is pending (True) or the first failure (False;
@@ -89,14 +120,32 @@ class Pump:
         is read again next time.
         """
         while True:
+            self._woken.clear()
+            self._take_over()
+            if self._leaving:
+                return False
             draining = stop.is_set()
             step = await self._step()
             if draining and step != "done":
                 return step == "empty"
             if step == "empty":
-                await _unless(stop, self._spool.wait(self.sink.name, IDLE))
+                await self._wait(stop, self._spool.wait(self.sink.name, IDLE))
             elif step == "failed":
-                await _unless(stop, self._pause())
+                await self._wait(stop, self._pause())
+
+    def _take_over(self) -> None:
+        if self._next is None:
+            return
+        self.sink.close()
+        (self.sink, self._timeout), self._next = self._next, None
+        self._suspect = self._careful = self._refusals = self._failures = 0
+        self._asked = 0.0
+        if self.status.attempts:  # should it fail like the one before, that is said again
+            self.status = replace(self.status, reason="its configuration or key has changed: trying again")
+
+    async def _wait(self, stop: asyncio.Event, waiting: Coroutine[Any, Any, None]) -> None:
+        """Wait, but not past `stop`, nor when there is something new to know."""
+        await _unless((stop, self._woken), waiting)
 
     # --- one step -------------------------------------------------------------------------------------------------
 
@@ -139,7 +188,9 @@ class Pump:
         count = _count(pieces)
         if too_old:
             return await self._expire(pieces, count)
+        began = time.monotonic()
         outcome = _checked(await self._send(pieces), count)
+        self._telemetry.sent(self.sink.name, type(outcome).__name__.lower(), time.monotonic() - began)
         match outcome:
             case Delivered():
                 return await self._delivered(pieces, outcome)
@@ -169,7 +220,7 @@ class Pump:
         await self._settle(Settlement(upto=_after(pieces, count), delivered=count - refused, rejected=refused))
         self._suspect = max(0, self._suspect - count)
         self._careful = self._careful * 2 if self._careful < self.sink.limits.max_events else 0
-        self._refusals = 0
+        self._refusals = self._failures = 0
         self._tell()
         now = self._clock()
         if self.status.attempts:
@@ -236,22 +287,30 @@ class Pump:
     # --- failing and waiting --------------------------------------------------------------------------------------
 
     def _failed(self, state: State, reason: str, after: float | None = None) -> None:
+        now = self._clock()
+        since = self.status.since if self.status.attempts else now
+        say = log.warning if state == "retrying" else log.error
         if (self.status.state, self.status.reason) != (state, reason):
-            say = log.warning if state == "retrying" else log.error
             say(_SAYING[state], extra=fields(sink=self.sink.name, reason=reason))
-        since = self.status.since if self.status.attempts else self._clock()
+            self._reminder = Reminder(now)
+        elif self._reminder.due(now):
+            lasting = f"{(now - since) // 1_000_000_000}s"
+            told = fields(sink=self.sink.name, reason=reason, lasting=lasting, attempts=self.status.attempts + 1)
+            say("still: " + _SAYING[state], extra=told)
         # Compared, because a backend may well ask for "nan" seconds.
         self._asked = after if after is not None and after > 0 else 0.0
+        self._failures += 1
         self.status = replace(self.status, state=state, reason=reason, since=since, attempts=self.status.attempts + 1)
 
     def _spool_works(self) -> None:
         if self.status.state == "spool_unavailable":
             log.info("the spool can be used again", extra=fields(sink=self.sink.name))
             self.status = replace(self.status, state="idle", reason="", since=self._clock(), attempts=0)
+            self._failures = 0
 
     async def _pause(self) -> None:
         first, longest = SLOWLY if self.status.state == "blocked" else BACKOFF
-        exponent = min(max(self.status.attempts - 1, 0), 16)
+        exponent = min(max(self._failures - 1, 0), 16)
         jittered = min(longest, first * 2.0**exponent) * self._dice.uniform(0.5, 1.0)
         await self._sleep(max(min(self._asked, LONGEST_ASKED), jittered))
 
@@ -332,9 +391,9 @@ def _after(pieces: Sequence[Piece], count: int) -> Position:
     return pieces[-1].end
 
 
-async def _unless(stop: asyncio.Event, waiting: Coroutine[Any, Any, None]) -> None:
-    """Wait, but not past `stop`."""
-    tasks = [asyncio.ensure_future(waiting), asyncio.ensure_future(stop.wait())]
+async def _unless(stops: Sequence[asyncio.Event], waiting: Coroutine[Any, Any, None]) -> None:
+    """Wait, but not past the first of `stops`."""
+    tasks = [asyncio.ensure_future(waiting), *(asyncio.ensure_future(stop.wait()) for stop in stops)]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if tasks[0] in done:

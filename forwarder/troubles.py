@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Set as AbstractSet
 
-from forwarder.logs import fields
+from forwarder.logs import Reminder, fields
 from forwarder.normalize.reading import Endpoint
 
 log = logging.getLogger(__name__)
@@ -18,17 +18,28 @@ class Troubles:
         self._target = target
         self._url = url
         self._since: dict[str, dict[Endpoint, int]] = {}
+        self._reminders: dict[str, Reminder] = {}
 
     def began(self, endpoint: Endpoint, error: str, detail: str, now: int) -> None:
         for other in [other for other, since in self._since.items() if other != error and endpoint in since]:
             self._over(endpoint, other, now)
         since = self._since.setdefault(error, {})
+        message = f"cannot read the proxy: {detail}" if detail else "cannot read the proxy"
+        about = {"target": self._target, "url": self._url, "endpoint": endpoint, "error": error}
         if not since:
-            message = f"cannot read the proxy: {detail}" if detail else "cannot read the proxy"
-            log.warning(message, extra=fields(target=self._target, url=self._url, endpoint=endpoint, error=error))
+            log.warning(message, extra=fields(**about))
+            self._reminders[error] = Reminder(now)
+        elif self._reminders[error].due(now):
+            lasting = f"{(now - min(since.values())) // 1_000_000_000}s"
+            log.warning("still: %s", message, extra=fields(**about, lasting=lasting))
         elif endpoint not in since:
             log.debug("nor this endpoint", extra=fields(target=self._target, endpoint=endpoint, error=error))
         since.setdefault(endpoint, now)
+
+    def remind(self, error: str) -> None:
+        """Something was done about it: should it go on all the same, that is told again."""
+        if error in self._since:
+            self._reminders[error] = Reminder(0)
 
     def ended(self, endpoint: Endpoint, now: int) -> None:
         for error in [error for error, since in self._since.items() if endpoint in since]:

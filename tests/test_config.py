@@ -30,6 +30,7 @@ def test_the_smallest_configuration_gets_the_documented_defaults(tmp_path: Path)
     assert loaded.agent.log_level == "info"
     assert loaded.spool == config.Spool()
     assert (loaded.spool.max_bytes, loaded.spool.max_age) == (512 * 1024**2, 7 * 86400)
+    assert (loaded.telemetry.enabled, loaded.telemetry.interval) == (True, 60)
     assert loaded.resource == {}
     (target,) = loaded.targets
     assert (target.name, target.url, target.api_key) == ("eu", "http://localhost:4000", None)
@@ -61,6 +62,9 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         [spool]
         max_bytes = 1048576
         max_age = "1.5h"
+        [telemetry]
+        enabled = false
+        interval = "5m"
         [resource]
         "deployment.environment.name" = "prod"
         shard = 7
@@ -85,6 +89,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert loaded.agent.state_dir == tmp_path / "state"
     assert (loaded.agent.drain_timeout, loaded.agent.log_level) == (0, "debug")
     assert (loaded.spool.max_bytes, loaded.spool.max_age) == (1048576, 5400)
+    assert (loaded.telemetry.enabled, loaded.telemetry.interval) == (False, 300)
     assert loaded.resource == {"deployment.environment.name": "prod", "shard": 7}
     assert target.url == "https://litellm.example.com:8443/team/a"
     assert target.key_headers() == {"x-litellm-api-key": "sk-1"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from config_text import Parts, lines, load
 
-from forwarder import agent
+from forwarder.build import build_sink
 from forwarder.config_sinks import DatadogSink
 from forwarder.instance import Instance
 from forwarder.sinks.datadog.dogstatsd import DogStatsdSink
@@ -123,7 +123,7 @@ def test_unified_tags_come_from_the_environment_by_default(tmp_path: Path) -> No
 def test_the_agents_sink_is_built_from_its_keys(tmp_path: Path) -> None:
     """Every key reaches the sink."""
     config = sink(tmp_path, 'address = "unix:///s"', 'max_age = "2h"')
-    built = agent.build_sink("dd", config, Instance(tmp_path))
+    built = build_sink("dd", config, Instance(tmp_path))
     assert isinstance(built, DogStatsdSink)
     assert built.name == "dd"
     assert built.limits.max_age == 7200

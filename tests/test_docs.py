@@ -78,7 +78,7 @@ def test_every_metric_change_and_attribute_is_listed_and_documented() -> None:
     }
     for check in catalog.SERVICE_CHECKS:
         assert f"| `{check.name}` | `{check.metric.name}` | {check.description} |" in page("metrics.md")
-    for words in (catalog.ATTRIBUTES, catalog.PROBE_ERRORS, catalog.DEPLOYMENT_ERRORS):
+    for words in (catalog.ATTRIBUTES, catalog.POLL_OUTCOMES, catalog.PROBE_ERRORS, catalog.DEPLOYMENT_ERRORS):
         for word, meaning in words.items():
             assert f"| `{word}` | {meaning} |" in page("metrics.md")
 

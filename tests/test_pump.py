@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from spool_stores import SECOND, START, account, batch, letters, numbers, pending
 
 from forwarder import pump as pumping
-from forwarder.pump import BACKOFF, LONGEST_ASKED, REFUSALS, SETTLE_AGAIN, SLOWLY, Pump
+from forwarder.pump import BACKOFF, LONGEST_ASKED, REFUSALS, SETTLE_AGAIN, SLOWLY, Pump, Sleep
 from forwarder.sinks.base import Blocked, Delivered, Limits, Rejected, Retry
 from forwarder.spool.base import Account
 from forwarder.spool.sqlite import SqliteSpool
@@ -34,9 +34,11 @@ class Rig:
     clock: FakeClock
     free: list[threading.Event] = field(default_factory=list)  # set at the end, so that no hanging send is left
 
-    def pump(self, sink: ScriptedSink, *, clock: Callable[[], int] | None = None) -> Pump:
+    def pump(self, sink: ScriptedSink, *, clock: Callable[[], int] | None = None, sleep: Sleep | None = None) -> Pump:
+        """`sleep`: in real time, rather than by the clock."""
         dice = random.Random(1)  # noqa: S311 - the same jitter every time
-        return Pump(sink, self.spool, timeout=5.0, clock=clock or self.clock, sleep=self.clock.sleep, dice=dice)
+        sleep = sleep or self.clock.sleep
+        return Pump(sink, self.spool, timeout=5.0, clock=clock or self.clock, sleep=sleep, dice=dice)
 
     async def until_empty(self, pump: Pump) -> bool:
         """Run until the queue is empty for the first time, then stop; what the pump makes of that."""
@@ -742,11 +744,15 @@ async def test_an_empty_queue_leaves_no_old_trouble_behind(rig: Rig, said: Said)
 
 
 async def test_the_log_tells_transitions_not_attempts(rig: Rig, said: Said) -> None:
-    """An outage of a thousand attempts is a line at its start, one where its reason changes, and one at its end."""
+    """An outage of a thousand attempts is a line at its start, one where its reason changes, and one at its end; and
+    a reminder every hour.
+    """
     await rig.spool.put(batch(1))
     outage = [Retry("refused")] * 500 + [Retry("timeout")] * 500
     assert await rig.until_empty(rig.pump(ScriptedSink(outage)))
-    assert said() == [RETRYING, RETRYING, AGAIN]
+    assert [line for line in said() if not line.startswith("WARNING still: ")] == [RETRYING, RETRYING, AGAIN]
+    hours = sum(rig.clock.pauses) / 3600
+    assert hours - 3 < len(said()) - 3 <= hours
 
 
 # --- several sinks ------------------------------------------------------------------------------------------------
@@ -801,3 +807,118 @@ async def _cancelled(tasks: Sequence[asyncio.Task[bool]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# --- another sink under the same name -------------------------------------------------------------------------------
+
+
+async def test_a_new_sink_takes_over_where_the_old_one_was(rig: Rig, said: Said) -> None:
+    """Blocked for a key that was rotated: the next attempt is at once, not in five minutes, and by the new sink; the
+    backlog is its own, and the old one is closed.
+    """
+    await rig.spool.put(batch(*range(4)))
+    old, new = ScriptedSink(lambda _: Blocked("key")), ScriptedSink()
+    closed = []
+    old.close = lambda: closed.append("old")  # type: ignore[method-assign] # a sink that tells
+    pump = rig.pump(old, sleep=lambda _: asyncio.sleep(LATE))
+    running = asyncio.create_task(pump.run(asyncio.Event()))
+    await until(lambda: len(old.calls) == 1)
+    pump.use(new, timeout=5)
+    await until(lambda: new.taken == [0, 1, 2, 3])
+    await until(lambda: pump.status.state in ("delivering", "idle"))
+    assert (pump.sink, closed, len(old.calls)) == (new, ["old"], 1)
+    assert said()[-1] == AGAIN
+    await ended(running)
+
+
+async def test_a_new_sink_that_fails_alike_is_told_anew(rig: Rig, said: Said) -> None:
+    """Whoever rotated the key wants to know that this one is refused too; and it backs off from the beginning."""
+    await rig.spool.put(batch(1))
+    old, new = ScriptedSink(lambda _: Retry("no")), ScriptedSink(lambda _: Retry("no"))
+    pump = rig.pump(old)
+    rig.clock.at(6, lambda: pump.use(new, timeout=5))
+    await rig.until_pause(pump, 8)
+    assert said().count(RETRYING) == 2
+    assert rig.clock.pauses[6] <= 1.0 < rig.clock.pauses[5]
+    assert pump.status.attempts > 7  # that is about the trouble, not about the sink
+
+
+async def test_a_send_in_flight_is_settled_before_another_sink_takes_over(rig: Rig) -> None:
+    """Never two sends at a time, and nothing twice."""
+    await rig.spool.put(batch(1, 2))
+    sending, free = threading.Event(), threading.Event()
+
+    def slow(_values: list[float]) -> object:
+        sending.set()
+        free.wait(LATE)
+        return Delivered()
+
+    old, new = ScriptedSink(slow), ScriptedSink()
+    pump = rig.pump(old)
+    running = asyncio.create_task(pump.run(asyncio.Event()))
+    await until(sending.is_set)
+    pump.use(new, timeout=5)
+    await rig.spool.put(batch(3))
+    assert new.calls == []
+    free.set()
+    await until(lambda: new.taken == [3])
+    assert old.taken == [1, 2]
+    await ended(running)
+
+
+async def test_a_sink_that_leaves_finishes_its_send_and_no_more(rig: Rig) -> None:
+    """What is pending stays; a pump that waits for a dead backend ends at once."""
+    await rig.spool.put(batch(1))
+    await rig.spool.put(batch(2))
+    sink = ScriptedSink(limits=Limits(max_events=1))
+    pump = rig.pump(sink)
+
+    def leave(_values: list[float]) -> object:
+        pump.leave()
+        return Delivered()
+
+    sink.follow(leave)
+    async with asyncio.timeout(LATE):
+        assert not await pump.run(asyncio.Event())
+    assert (await account(rig.spool, "a")).pending == 1
+    dead = ScriptedSink(lambda _: Blocked("key"))
+    pump = rig.pump(dead, sleep=lambda _: asyncio.sleep(LATE))
+    running = asyncio.create_task(pump.run(asyncio.Event()))
+    await until(lambda: len(dead.calls) == 1)
+    pump.leave()
+    async with asyncio.timeout(LATE):
+        assert not await running
+
+
+async def test_a_sink_that_was_leaving_can_stay(rig: Rig) -> None:
+    """Taken out of the configuration and put back while its last send was under way: one pump, not two."""
+    await rig.spool.put(batch(1))
+    sending, free = threading.Event(), threading.Event()
+
+    def slow(_values: list[float]) -> object:
+        sending.set()
+        free.wait(LATE)
+        return Delivered()
+
+    new = ScriptedSink()
+    pump = rig.pump(ScriptedSink(slow))
+    running = asyncio.create_task(pump.run(asyncio.Event()))
+    await until(sending.is_set)
+    pump.leave()
+    pump.use(new, timeout=5)
+    free.set()
+    await rig.spool.put(batch(2))
+    await until(lambda: new.taken == [2])
+    assert not running.done()
+    await ended(running)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LATE):
+        while not condition():  # noqa: ASYNC110 - a sink's thread is no task
+            await asyncio.sleep(0.001)
+
+
+async def ended(running: asyncio.Task[bool]) -> None:
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

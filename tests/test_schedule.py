@@ -2,22 +2,38 @@
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from program import write_config
 
 from forwarder import config as settings
-from forwarder.agent import Agent, job_id, phased
+from forwarder.agent import Agent
+from forwarder.schedule import BEAT_JOB, Schedule, job_id, phased
 
 
 @pytest.fixture
-async def agent(tmp_path: Path) -> Agent:
+async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
     """Built, not started: three targets."""
     write_config(tmp_path, ["http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3"])
-    return Agent(settings.load(tmp_path / "config.toml", {}))
+    agent = Agent(settings.load(tmp_path / "config.toml", {}))
+    yield agent
+    for client in agent._clients.values():
+        await client.close()
+
+
+@pytest.fixture
+async def schedule(agent: Agent) -> AsyncIterator[Schedule]:
+    """Its polls, planned but not begun."""
+    schedule = Schedule(agent.telemetry)
+    schedule.start()
+    schedule._scheduler.pause()
+    for poller in agent.pollers:
+        schedule.add(poller)
+    yield schedule
+    await schedule.stop()
 
 
 async def test_a_phase_is_decided_by_the_names_alone(agent: Agent) -> None:
@@ -44,43 +60,65 @@ async def test_the_first_tick_is_within_one_interval(agent: Agent) -> None:
     assert now < first <= now + timedelta(seconds=poller.target.interval)
 
 
-async def test_a_stepped_clock_reschedules(agent: Agent) -> None:
-    """APScheduler would wait for the wall clock to catch up with where it was."""
-    scheduler = agent._schedule()
-    scheduler.pause()
+async def test_a_stepped_clock_reschedules(schedule: Schedule, agent: Agent) -> None:
+    """APScheduler would wait for the wall clock to catch up with where it was; its sign of life too."""
     far = datetime.now(UTC) + timedelta(days=1)
-    for job in scheduler.get_jobs():
+    for job in schedule._scheduler.get_jobs():
         job.modify(next_run_time=far)
     wall = [1000.0]
-    watch = asyncio.create_task(agent._watch_clock(scheduler, wall=lambda: wall[0], steady=lambda: 0.0, look=0.001))
+    watch = asyncio.create_task(schedule.watch_clock(wall=lambda: wall[0], steady=lambda: 0.0, look=0.001))
+    liveliness = job_id(agent.pollers[0], "liveliness")
     await asyncio.sleep(0.01)
-    assert _next(scheduler, agent) == far
+    assert _next(schedule, liveliness) == far
     wall[0] -= 3600
     for _ in range(1000):
         await asyncio.sleep(0.002)
-        if _next(scheduler, agent) != far:
+        if _next(schedule, liveliness) != far:
             break
-    assert _next(scheduler, agent) <= datetime.now(UTC) + timedelta(seconds=15)
+    assert _next(schedule, liveliness) <= datetime.now(UTC) + timedelta(seconds=15)
+    assert _next(schedule, BEAT_JOB) <= datetime.now(UTC) + timedelta(seconds=15)
     watch.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watch
-    scheduler.shutdown(wait=False)
-    await _close(agent)
 
 
-async def test_no_poll_begins_while_stopping(agent: Agent) -> None:
+async def test_no_poll_begins_while_stopping(schedule: Schedule, agent: Agent) -> None:
     """The scheduler fires once more after its shutdown; a poll then would put events behind the pumps' backs."""
-    agent._stopping = True
-    await agent._tick(agent.pollers[0], "liveliness")
-    assert not agent._polls
-    await _close(agent)
+    schedule._stopping = True
+    await schedule._tick(agent.pollers[0], "liveliness")
+    assert not schedule._polls
 
 
-def _next(scheduler: AsyncIOScheduler, agent: Agent) -> datetime:
-    when: datetime = scheduler.get_job(job_id(agent.pollers[0], "liveliness")).next_run_time
+async def test_one_target_comes_and_goes_and_the_others_keep_their_times(schedule: Schedule, agent: Agent) -> None:
+    """To the microsecond: each reload would otherwise put off every poll. What is gone is polled no more."""
+    first, second, _ = agent.pollers
+    before = {job.id: job.next_run_time for job in schedule._scheduler.get_jobs() if "/" in job.id}
+    schedule.remove(second)
+    left = {job.id: job.next_run_time for job in schedule._scheduler.get_jobs() if "/" in job.id}
+    assert left == {name: when for name, when in before.items() if not name.startswith("t1/")}
+    await schedule._tick(second, "liveliness")  # a first tick that was planned before
+    assert not schedule._polls
+    schedule.add(second)
+    after = {job.id: job.next_run_time for job in schedule._scheduler.get_jobs() if "/" in job.id}
+    assert after.keys() == before.keys()
+    assert all(after[job_id(first, endpoint)] == before[job_id(first, endpoint)] for endpoint in first.endpoints)
+
+
+async def test_a_scheduler_that_hangs_is_noticed(agent: Agent) -> None:
+    """It is silent for as long as it does not run its jobs; before the start and while stopping it need not."""
+    now = [0.0]
+    schedule = Schedule(agent.telemetry, steady=lambda: now[0])
+    assert schedule.silent == 0
+    schedule.start()
+    now[0] = 40.0
+    assert schedule.silent == 40
+    await schedule._beat()
+    assert schedule.silent == 0
+    now[0] = 90.0
+    await schedule.stop()
+    assert schedule.silent == 0
+
+
+def _next(schedule: Schedule, job: str) -> datetime:
+    when: datetime = schedule._scheduler.get_job(job).next_run_time
     return when
-
-
-async def _close(agent: Agent) -> None:
-    for client in agent._clients:
-        await client.close()

@@ -3,19 +3,20 @@
 import asyncio
 import errno
 import sys
-import traceback
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NoReturn
 
 import click
 
-from forwarder.agent import Agent, run_until_signalled
+from forwarder.agent import Agent
 from forwarder.cli.common import PROGRAM, ReaderGone, config_option, drop_unwritten, plug_standard_streams, start
 from forwarder.cli.describe import catalog_, completion, validate
 from forwarder.cli.look import check, inspect
 from forwarder.cli.spool import spool
 from forwarder.errors import EXIT_MEANINGS, Exit, ForwarderError
+from forwarder.logs import Format, trace_of
+from forwarder.process import run_until_signalled
 
 EPILOG: Final = "Exit codes: " + "; ".join(f"{code.value} {text}" for code, text in EXIT_MEANINGS.items()) + "."
 
@@ -49,7 +50,7 @@ def main() -> NoReturn:
             click.echo(f"{PROGRAM}: standard output cannot be written: {error.strerror}", err=True)
             code = Exit.OUTPUT
         else:
-            traceback.print_exc()
+            click.echo(trace_of(error), err=True)
             click.echo(f"{PROGRAM}: this is a bug in litellm-forwarder; please report it with these lines", err=True)
             code = Exit.BUG
     drop_unwritten()
@@ -58,13 +59,14 @@ def main() -> NoReturn:
 
 @cli.command()
 @config_option
-def run(config_path: Path | None) -> None:
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="How to log.  [default: as configured]")
+def run(config_path: Path | None, log_format: Format | None) -> None:
     """Poll and deliver until stopped: the main job.
 
-    SIGTERM or Ctrl-C drains and stops; a second one stops at once. What is not delivered stays in the spool.
+    SIGTERM or Ctrl-C drains and stops; a second one stops at once. What is not delivered stays in the spool. SIGHUP
+    reads the configuration again.
     """
-    config = start(config_path)
-    asyncio.run(run_until_signalled(config))
+    asyncio.run(run_until_signalled(start(config_path, log_format), log_format))
 
 
 @cli.command()
@@ -78,7 +80,7 @@ def poll(config_path: Path | None, *, once: bool) -> int:
     """
     if not once:
         raise click.UsageError("poll needs --once; `litellm-forwarder run` polls for ever")
-    delivered = asyncio.run(Agent(start(config_path), announce=False).once())
+    delivered = asyncio.run(Agent(start(config_path).config, announce=False).once())
     return Exit.OK if delivered else Exit.UNHEALTHY
 
 

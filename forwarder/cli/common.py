@@ -11,8 +11,8 @@ import click
 
 from forwarder import config as settings
 from forwarder import logs
-from forwarder.agent import build_spool
-from forwarder.config import Config
+from forwarder.build import build_spool
+from forwarder.config import Config, Loaded
 from forwarder.errors import ConfigError, OutputError
 from forwarder.spool.base import Spool
 
@@ -68,11 +68,11 @@ def drop_unwritten() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def start(config_path: Path | None) -> Config:
-    """The configuration, with logging as it says."""
-    config = load(config_path)
-    logs.configure(config.agent.log_level, sys.stderr)
-    return config
+def start(config_path: Path | None, log_format: logs.Format | None = None) -> Loaded:
+    """The configuration, with logging as it says; or as the command line does."""
+    loaded = settings.read(settings.find(config_path, os.environ, Path.cwd()), os.environ)
+    logs.configure(loaded.config.agent.log_level, sys.stderr, log_format or loaded.config.agent.log_format)
+    return loaded
 
 
 def load(config_path: Path | None, *, secrets: bool = True) -> Config:

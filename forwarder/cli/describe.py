@@ -9,7 +9,7 @@ from click.shell_completion import get_completion_class
 
 from forwarder import catalog, cost
 from forwarder import config as settings
-from forwarder.agent import build_clients
+from forwarder.build import build_clients
 from forwarder.cli.common import PROGRAM, config_option, json_option, many, say
 
 

@@ -12,7 +12,7 @@ import click
 
 from forwarder import config as settings
 from forwarder import inspection
-from forwarder.agent import build_clients
+from forwarder.build import build_clients
 from forwarder.cli.common import KEY_ENV, PROGRAM, config_option, json_option, say, targets
 from forwarder.config import Config
 from forwarder.errors import Exit, OutputError

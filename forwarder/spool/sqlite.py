@@ -117,6 +117,14 @@ class SqliteSpool:
         store.attach(db, sinks)
         self._sinks = sinks
 
+    async def ping(self) -> None:
+        """Return when the thread has come to it. Raises SpoolUnavailable, which is a sign of life too."""
+        await self._submit(lambda _: None)
+
+    def bound(self, *, max_bytes: int, max_age: float) -> None:
+        """Other bounds, from the next `put` on."""
+        self._bounds = store.Bounds(max_bytes, int(max_age * 1e9), self._bounds.max_dead_letters)
+
     async def put(self, batch: Batch | None, state: Mapping[str, bytes] | None = None) -> PutResult:
         """A task that is cancelled here does not know whether the batch was stored; it may have been."""
         # Encoded here, where failing to (text that is not Unicode) concerns nobody else.
