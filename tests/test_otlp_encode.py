@@ -78,7 +78,6 @@ def test_no_two_agents_or_targets_are_one_service_instance() -> None:
     assert resource_of(batch(point())) == {
         "service.name": "litellm",
         "service.instance.id": "agent-1/eu",
-        "litellm.target": "eu",
     }
     own = Batch(Resource({"region": "a"}), NOW, (point(),))
     assert resource_of(own) == {
@@ -95,7 +94,9 @@ def test_the_configured_resource_comes_first() -> None:
 
 
 def test_each_point_says_its_target() -> None:
-    """The other attributes of a resource end in `target_info`, where no query looks by itself."""
+    """Attributes of a resource end in `target_info`, where no query looks by itself. It stands in one place only:
+    vmagent would make two labels of the same name.
+    """
     (found,) = metrics(batch(point(model="a")))
     assert {p.key: p.value.string_value for p in found.gauge.data_points[0].attributes} == {
         "model": "a",

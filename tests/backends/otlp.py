@@ -119,6 +119,7 @@ def _scopes(resources: Iterable[Any], field: str) -> Iterable[tuple[Attributes, 
         attributes = {f"resource:{name}": value for name, value in _attributes(each.resource.attributes).items()}
         need(attributes not in seen, "a resource twice")
         seen.append(attributes)
+        need("resource:litellm.target" not in attributes, "the target stands in the points")
         need({"resource:service.name", "resource:service.instance.id"} <= attributes.keys(), "an identity")
         (scope,) = getattr(each, field)
         need(scope.scope.name == "litellm-forwarder" and scope.scope.version, "the scope")
@@ -311,10 +312,10 @@ class _Service(grpc.GenericRpcHandler):
 class Relay:
     """Passes TCP on to a port of this machine, unless it is told to misbehave. A thread for each connection."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, onward: int, port: int = 0) -> None:
         self.fault: Fault | None = None
-        self._onward = port
-        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._onward = onward
+        self._listening = socket.create_server(("127.0.0.1", port))
         self.port = self._listening.getsockname()[1]
         self._done = threading.Event()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -416,7 +417,7 @@ def _fact(resource: Attributes, event: Event) -> Fact:
     whole = {
         "service.name": "litellm-forwarder" if target is None else "litellm",
         "service.instance.id": INSTANCE if target is None else f"{INSTANCE}/{target}",
-    } | resource
+    } | {name: value for name, value in resource.items() if name != "litellm.target"}
     own = event.attributes if target is None else {"litellm.target": target} | event.attributes
     attributes = {f"resource:{name}": value for name, value in _plain(whole).items()} | _plain(own)
     if isinstance(event, Change):

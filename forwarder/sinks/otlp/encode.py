@@ -279,19 +279,24 @@ def _record(change: Change, attributes: bytes) -> LogRecord:
 def _resource(resource: Resource, instance: str) -> ResourceMessage:
     """Who this is about. `job` and `instance` are made of the first two in Prometheus and Mimir, so that no two agents
     or targets write to one series. What the agent says about itself has no target.
+
+    The target itself is left to the points. VictoriaMetrics makes labels of all attributes of a resource too, and
+    vmagent 1.112 would write that one twice, which a Prometheus behind it refuses.
     """
     target = resource.attributes.get(TARGET)
     identity: Attributes = {
         "service.name": "litellm-forwarder" if target is None else "litellm",
         "service.instance.id": instance if target is None else f"{instance}/{target}",
     }
-    encoded = attributes_only({**identity, **resource.attributes})
+    encoded = attributes_only(
+        {**identity, **{key: each for key, each in resource.attributes.items() if key != TARGET}}
+    )
     return ResourceMessage(attributes=NumberDataPoint.FromString(encoded).attributes)
 
 
 def _target(resource: Resource) -> bytes:
-    """What each point says of its resource too: the other attributes end up in `target_info` in Prometheus and Mimir,
-    where a query must join them.
+    """What each point says of its resource: what the resource says itself ends up in `target_info` in Prometheus and
+    Mimir, where a query must join it.
     """
     return attributes_only({TARGET: resource.attributes[TARGET]} if TARGET in resource.attributes else {})
 
