@@ -40,6 +40,7 @@ def main() -> None:
     memory = measure("agent.py", "memory")
     cpu = measure("agent.py", "cpu")
     spool = measure("spool.py")
+    otlp = measure("otlp.py")
     rows = [
         (
             "start to first delivered event",
@@ -56,6 +57,14 @@ def main() -> None:
             "20,000 events/s",
             "spool.py",
         ),
+        (
+            "points into OTLP requests, series seen before",
+            f"{otlp['again_points_s']:,.0f} /s",
+            "100,000 /s",
+            "otlp.py",
+        ),
+        ("the same, series never seen", f"{otlp['first_points_s']:,.0f} /s", "", "otlp.py"),
+        ("the same, by the SDK's encoder", f"{otlp['sdk_points_s']:,.0f} /s", "", "otlp.py"),
     ]
     print(f"Measured on {machine()}.\n")
     print("| what | measured | aim | command |\n|---|---|---|---|")

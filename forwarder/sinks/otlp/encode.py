@@ -304,13 +304,10 @@ def _target(resource: Resource) -> bytes:
 def attributes_only(attributes: Attributes) -> bytes:
     """A NumberDataPoint with these attributes and nothing else."""
     point = NumberDataPoint()
-    used: set[str] = set()
-    for key, value in attributes.items():
-        name = valid(key) or "_"  # OTLP wants a name
-        while name in used:  # `valid` may have made two names one
-            name += "_"
-        used.add(name)
-        pair = point.attributes.add(key=name)
+    add = point.attributes.add
+    for key, value in _named(attributes).items():
+        pair = add()
+        pair.key = key
         if isinstance(value, str):
             pair.value.string_value = valid(value)
         elif value in _INT64:
@@ -318,6 +315,19 @@ def attributes_only(attributes: Attributes) -> bytes:
         else:
             pair.value.string_value = str(value)
     return point.SerializeToString()
+
+
+def _named(attributes: Attributes) -> Attributes:
+    """With names that OTLP can hold: none empty, and none twice, should `valid` make two of them one."""
+    if "".join(attributes).isascii() and "" not in attributes:
+        return attributes
+    named: Attributes = {}
+    for key, value in attributes.items():
+        name = valid(key) or "_"
+        while name in named:
+            name += "_"
+        named[name] = value
+    return named
 
 
 def valid(text: str) -> str:
