@@ -82,7 +82,9 @@ def test_a_repeat_is_the_same_bytes() -> None:
     with receiver() as made:
         for _ in range(2):
             send(made.address, POINT, CHANGE)
-        assert made.requests[0].body == made.requests[1].body
+        first, second = (request.body for request in made.requests)
+    assert first == second
+    assert first[4:8] == bytes(4), "the time in the head of gzip"
 
 
 def test_one_call_is_one_request_of_the_first_events() -> None:
