@@ -7,8 +7,11 @@ What an outcome leads to (the table of DESIGN and docs/architecture.md):
     Rejected, n>1   send fewer: half of what is known to hold the poison, until it is found
     Rejected, n=1   bury it as a dead letter; after REFUSALS in a row without a delivery it is the sink that is wrong;
                     too old: count it as expired, and feel the way to the first that is not, one event at a time
-    Blocked         keep everything, alarm, try slowly
+    Blocked         settle what is known to be stored, keep the rest, alarm, try slowly
     an exception    a bug in the sink: logged with its traceback, then as Retry
+
+A sink with a memory (`Remembering`) gets it back at the start, and has it stored with every settlement; where nothing
+is waiting it is called when its time has come, and once more at the end of a drain.
 
 A send that was made is never forgotten: when the spool cannot take its settlement (a full disk), the pump holds on to
 it and sends nothing more until it is written, so that a full disk causes no duplicates.
@@ -28,7 +31,7 @@ from typing import Any, Final, Literal, TypeVar, assert_never
 from forwarder.errors import SpoolUnavailable
 from forwarder.events import Batch
 from forwarder.logs import Reminder, fields
-from forwarder.sinks.base import Blocked, Delivered, Outcome, Rejected, Retry, Sink
+from forwarder.sinks.base import Blocked, Delivered, Outcome, Rejected, Remembering, Retry, Sink
 from forwarder.spool.base import Burial, Piece, Position, Settlement, Spool
 from forwarder.telemetry import Telemetry
 
@@ -40,6 +43,7 @@ LONGEST_ASKED: Final = 3600.0  # a Retry-After beyond this is a mistake or an at
 SETTLE_AGAIN: Final = 5.0  # seconds at most between attempts to write down what was sent
 REFUSALS: Final = 10  # single events refused in a row before the sink itself is suspected
 GRACE: Final = 5.0  # seconds past its timeout after which a send is reported as stuck
+NO_EVENT: Final = Settlement(Position())  # which moves no place, and stores its state all the same
 IDLE: Final = 5.0  # seconds between looks at an empty queue: another process may replay into it
 
 T = TypeVar("T")
@@ -90,6 +94,8 @@ class Pump:
         self._asked = 0.0  # seconds of pause that the backend asked for
         self._reminder = Reminder(clock())
         self._failures = 0  # in a row, of this sink: what the back-off goes by
+        self._remembering = sink if isinstance(sink, Remembering) else None
+        self._memo: bytes | None = None  # as it is stored; None: not recalled yet
 
     @property
     def name(self) -> str:
@@ -119,17 +125,21 @@ class Pump:
         the data is safe, so a dead backend does not hold up a stop). Cancelling loses nothing: what was not settled
         is read again next time.
         """
+        last = False  # nothing is waiting any more, and only the last words are left to be said
         while True:
             self._woken.clear()
             self._take_over()
             if self._leaving:
                 return False
             draining = stop.is_set()
-            step = await self._step()
+            step = await self._step(last=last)
             if draining and step != "done":
+                if step == "empty" and not last:
+                    last = True
+                    continue
                 return step == "empty"
             if step == "empty":
-                await self._wait(stop, self._spool.wait(self.sink.name, IDLE))
+                await self._wait(stop, self._spool.wait(self.sink.name, self._idle()))
             elif step == "failed":
                 await self._wait(stop, self._pause())
 
@@ -138,6 +148,8 @@ class Pump:
             return
         self.sink.close()
         (self.sink, self._timeout), self._next = self._next, None
+        self._remembering = self.sink if isinstance(self.sink, Remembering) else None
+        self._memo = None
         self._suspect = self._careful = self._refusals = self._failures = 0
         self._asked = 0.0
         if self.status.attempts:  # should it fail like the one before, that is said again
@@ -149,10 +161,15 @@ class Pump:
 
     # --- one step -------------------------------------------------------------------------------------------------
 
-    async def _step(self) -> Step:
+    async def _step(self, *, last: bool = False) -> Step:
         try:
+            await self._recall()
             if pieces := await self._read():
                 return await self._handle(pieces)
+            sink, due = self._remembering, self._due()
+            if sink is not None and due is not None and (last or due <= 0):
+                step = await self._tick(sink, last=last)
+                return "empty" if last and step == "done" else step
         except SpoolUnavailable as error:
             self._failed("spool_unavailable", str(error))
             return "failed"
@@ -196,18 +213,23 @@ class Pump:
                 return await self._delivered(pieces, outcome)
             case Rejected():
                 return await self._rejected(pieces, outcome)
-            case Retry():
+            case Retry() | Blocked():
                 taken = min(max(outcome.delivered, 0), count)
                 if taken:
                     await self._settle(Settlement(upto=_after(pieces, taken), delivered=taken))
                     self._suspect = max(0, self._suspect - taken)
-                self._failed("retrying", outcome.reason, after=outcome.after)
-                return "failed"
-            case Blocked():
-                self._failed("blocked", outcome.reason)
-                return "failed"
+                else:
+                    await self._settle(None)
+                return self._failure(outcome)
             case _:
                 assert_never(outcome)
+
+    def _failure(self, outcome: Retry | Blocked) -> Step:
+        if isinstance(outcome, Retry):
+            self._failed("retrying", outcome.reason, after=outcome.after)
+        else:
+            self._failed("blocked", outcome.reason)
+        return "failed"
 
     async def _delivered(self, pieces: list[Piece], outcome: Delivered) -> Step:
         count = _sent(outcome, _count(pieces))
@@ -220,8 +242,13 @@ class Pump:
         await self._settle(Settlement(upto=_after(pieces, count), delivered=count - refused, rejected=refused))
         self._suspect = max(0, self._suspect - count)
         self._careful = self._careful * 2 if self._careful < self.sink.limits.max_events else 0
-        self._refusals = self._failures = 0
+        self._refusals = 0
         self._tell()
+        self._success()
+        return "done"
+
+    def _success(self) -> None:
+        self._failures = 0
         now = self._clock()
         if self.status.attempts:
             seconds = (now - self.status.since) // 1_000_000_000
@@ -231,10 +258,10 @@ class Pump:
             )
         since = self.status.since if self.status.state == "delivering" else now
         self.status = PumpStatus("delivering", since, last_success=now)
-        return "done"
 
     async def _rejected(self, pieces: list[Piece], outcome: Rejected) -> Step:
         if (sent := _sent(outcome, _count(pieces))) > 1:
+            await self._settle(None)
             self._suspect = sent
             return "done"
         if outcome.too_old:
@@ -284,6 +311,42 @@ class Pump:
             )
         self._buried = self._expired = 0
 
+    # --- sinks with a memory -----------------------------------------------------------------------------------------
+
+    async def _recall(self) -> None:
+        if self._remembering is not None and self._memo is None:
+            memo = (await self._spool.state()).get(self._memo_key, b"")
+            self._remembering.recall(memo)
+            self._memo = memo
+
+    async def _tick(self, sink: Remembering, *, last: bool) -> Step:
+        outcome = await self._attempt(lambda: sink.tick(timeout=self._timeout, last=last))
+        await self._settle(None)
+        if isinstance(outcome, Delivered):
+            self._success()
+            return "done"
+        if isinstance(outcome, Rejected):
+            outcome = Retry("bug in the sink: it answered Rejected for no event")
+        return self._failure(outcome)
+
+    def _due(self) -> float | None:
+        return None if self._remembering is None else self._remembering.due
+
+    def _idle(self) -> float:
+        """Seconds until the queue is to be looked at again, whatever comes."""
+        due = self._due()
+        return IDLE if due is None else max(0.0, min(IDLE, due))
+
+    def _new_memo(self) -> dict[str, bytes]:
+        """The state to store, if the sink remembers something else by now."""
+        if self._remembering is None or (memo := self._remembering.memo) == self._memo:
+            return {}
+        return {self._memo_key: memo}
+
+    @property
+    def _memo_key(self) -> str:
+        return f"sink/{self.sink.name}"
+
     # --- failing and waiting --------------------------------------------------------------------------------------
 
     def _failed(self, state: State, reason: str, after: float | None = None) -> None:
@@ -318,11 +381,13 @@ class Pump:
 
     async def _send(self, pieces: Sequence[Piece]) -> Outcome:
         batches = [piece.batch for piece in pieces]
+        return await self._attempt(lambda: self.sink.send(batches, timeout=self._timeout))
 
+    async def _attempt(self, call: Callable[[], object]) -> Outcome:
         def attempt() -> object:
             # As a value, because a future lets neither StopIteration nor CancelledError through as what they are.
             try:
-                return self.sink.send(batches, timeout=self._timeout)
+                return call()
             except BaseException as error:  # noqa: BLE001 - a bug of the sink must not end the pump
                 return error
 
@@ -340,16 +405,21 @@ class Pump:
             log.error("bug in the sink", exc_info=error, extra=fields(sink=self.sink.name))
         return Retry(reason)
 
-    async def _settle(self, settlement: Settlement) -> None:
+    async def _settle(self, settlement: Settlement | None) -> None:
+        """Write down what became of events, and what the sink remembers of it. None: that alone."""
+        state = self._new_memo()
+        if settlement is None and not state:
+            return
         pause = BACKOFF[0]
         while True:
             try:
-                await self._spool.settle(self.sink.name, settlement)
+                await self._spool.settle(self.sink.name, replace(settlement or NO_EVENT, state=state))
             except SpoolUnavailable as error:
                 self._failed("spool_unavailable", str(error))
                 await self._sleep(pause)
                 pause = min(SETTLE_AGAIN, pause * 2)
             else:
+                self._memo = state.get(self._memo_key, self._memo)
                 self._spool_works()
                 return
 

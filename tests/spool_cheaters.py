@@ -98,6 +98,13 @@ class Silent(Honest):
         return [replace(one, accepted=one.accepted - one.dropped, dropped=0) for one in await super().accounts()]
 
 
+class Amnesiac(Honest):
+    """Moves the position, and forgets the state that came with it."""
+
+    async def settle(self, sink: str, settlement: Settlement) -> None:
+        await super().settle(sink, replace(settlement, state={}))
+
+
 class Shared(Honest):
     """Has one position for all sinks."""
 

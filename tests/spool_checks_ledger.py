@@ -42,6 +42,30 @@ async def check_a_stale_settlement_does_nothing(store: Store) -> None:
     assert await account(spool, "a") == Account("a", True, accepted=3, delivered=3)
 
 
+async def check_a_settlement_stores_state(store: Store) -> None:
+    """What a sink remembers is on disk with its position, also where the position stays; a bug stores neither."""
+    spool = await store.open()
+    await spool.attach(["a"])
+    await spool.put(batch(1, 2), {"other": b"0"})
+    (piece,) = await read(spool)
+    with pytest.raises(ValueError, match="settled"):
+        await spool.settle("a", Settlement(piece.end, delivered=3, state={"memo": b"wrong"}))
+    assert await spool.state() == {"other": b"0"}
+    await spool.settle("a", Settlement(piece.end, delivered=2, state={"memo": b"1"}))
+    await store.crash()
+    spool = await store.open()
+    assert await spool.state() == {"other": b"0", "memo": b"1"}
+    assert (await account(spool, "a")).delivered == 2
+    for nothing, memo in ((Position(), b"2"), (piece.end, b"3")):
+        await spool.settle("a", Settlement(nothing, state={"memo": memo}))
+        assert (await spool.state())["memo"] == memo
+    await spool.settle("a", Settlement(Position(), state={"memo": b""}))
+    await store.crash()
+    spool = await store.open()
+    assert await spool.state() == {"other": b"0"}
+    assert await account(spool, "a") == Account("a", True, accepted=2, delivered=2)
+
+
 async def check_wrong_counts_are_a_bug(store: Store) -> None:
     """A settlement whose counts do not add up raises ValueError and changes nothing."""
     spool = await store.open()

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from backends.sinks import FakeClock, ScriptedSink, WatchedSpool, refusing
+from backends.sinks import DiarySink, FakeClock, ScriptedSink, WatchedSpool, refusing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spool_stores import SECOND, START, account, batch, letters, numbers, pending
 
 from forwarder import pump as pumping
+from forwarder.errors import SpoolUnavailable
 from forwarder.pump import BACKOFF, LONGEST_ASKED, REFUSALS, SETTLE_AGAIN, SLOWLY, Pump, Sleep
 from forwarder.sinks.base import Blocked, Delivered, Limits, Rejected, Retry
 from forwarder.spool.base import Account
@@ -922,3 +923,127 @@ async def until(condition: Callable[[], bool]) -> None:
 async def ended(running: asyncio.Task[bool]) -> None:
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+# --- sinks with a memory ------------------------------------------------------------------------------------------
+
+
+async def test_a_memory_is_stored_with_the_place_and_given_back(rig: Rig) -> None:
+    """What a sink remembers after a send is there at the next start, and agrees with what it is given then."""
+    await rig.spool.put(batch(1, 2, 3))
+    sink = DiarySink(rig.clock, [Delivered(events=2), Retry("down"), Retry("down")])
+    assert not await rig.until_pause(rig.pump(sink), 1)
+    assert (await rig.spool.state())["sink/a"] == b"[1.0, 2.0]"
+    again = DiarySink(rig.clock)
+    assert await rig.until_empty(rig.pump(again))
+    assert (sink.recalled, again.recalled) == ([b""], [b"[1.0, 2.0]"])
+    assert again.taken == [3]
+    assert (await rig.spool.state())["sink/a"] == b"[3.0]"
+
+
+async def test_memory_and_place_are_one_step(rig: Rig) -> None:
+    """While a settlement cannot be written neither the memory nor the place moves on, and nothing more is sent."""
+    await rig.spool.put(batch(1))
+    await rig.spool.put(batch(2))
+    sink = DiarySink(rig.clock, [Delivered(events=1)])
+    rig.spool.fail(settles=10)
+    running = asyncio.ensure_future(rig.pump(sink).run(asyncio.Event()))
+
+    def give_up() -> None:
+        running.cancel()
+
+    rig.clock.at(2, give_up)
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert sink.calls == [[1, 2]]
+    assert (await account(rig.spool, "a")).pending == 2
+    assert await rig.spool.state() == {}
+
+
+async def test_a_memory_that_cannot_be_read_is_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent by a sink that does not know yet what it did before."""
+    await rig.spool.put(batch(1), {"sink/a": b"before"})
+    real, failing = rig.spool.state, [SpoolUnavailable("locked")]
+
+    async def state() -> dict[str, bytes]:
+        if failing:
+            raise failing.pop()
+        return await real()
+
+    monkeypatch.setattr(rig.spool, "state", state)
+    sink = DiarySink(rig.clock)
+    assert await rig.until_empty(rig.pump(sink))
+    assert sink.recalled == [b"before"]
+    assert sink.calls == [[1]]
+    assert len(rig.clock.pauses) == 1
+
+
+async def test_a_tick_comes_when_it_is_due_and_nothing_waits(rig: Rig) -> None:
+    """Not while events wait, not before its time; what it remembers of it is stored though no event moved."""
+    await rig.spool.put(batch(1))
+    sink = DiarySink(rig.clock)
+    sink.due_at = rig.clock.now
+    assert await rig.until_empty(rig.pump(sink))
+    assert sink.calls == [[1]]
+    assert sink.ticks == [False]
+    assert (await rig.spool.state())["sink/a"] == b"[1.0] told"
+    assert await account(rig.spool, "a") == Account("a", True, accepted=1, delivered=1)
+
+
+async def test_last_words_are_said_once_at_the_end_of_a_drain(rig: Rig) -> None:
+    """What a sink has put off is asked for when the agent stops, even if it is not due and stays so."""
+    await rig.spool.put(batch(1))
+    sink = DiarySink(rig.clock)
+    sink.due_at = rig.clock.now + 3600 * SECOND
+    assert await rig.until_empty(rig.pump(sink))
+    assert sink.ticks == [True]
+    assert (await rig.spool.state())["sink/a"] == b"[1.0] told"
+    silent = DiarySink(rig.clock)
+    assert await rig.until_empty(rig.pump(silent))
+    assert silent.ticks == []
+
+
+async def test_last_words_that_fail_are_told(rig: Rig) -> None:
+    """The drain is then not complete, and what could not be said is still in the memory."""
+    sink = DiarySink(rig.clock)
+    sink.due_at, sink.ticking = rig.clock.now + SECOND, [Retry("down")]
+    assert not await rig.until_empty(rig.pump(sink))
+    assert sink.ticks == [True]
+
+
+async def test_a_tick_that_fails_waits_like_a_send(rig: Rig, said: Said) -> None:
+    """Back-off, alarm, and the next attempt by another tick; a refusal of nothing is a bug, not a dead letter."""
+    sink = DiarySink(rig.clock)
+    sink.due_at = rig.clock.now
+    sink.ticking = [Retry("down", after=40.0), Rejected("no"), Blocked("wrong key")]
+    assert await rig.until_empty(rig.pump(sink))
+    assert sink.ticks == [False] * 4
+    assert rig.clock.pauses[0] == 40.0
+    assert [line.partition(";")[0] for line in said()] == [
+        "WARNING cannot deliver",
+        "WARNING cannot deliver",
+        "ERROR the sink is blocked",
+        "INFO delivers again",
+    ]
+    assert await letters(rig.spool) == []
+
+
+async def test_another_sink_takes_the_memory_over(rig: Rig) -> None:
+    """A reload changes how people are told, not what they were told."""
+    await rig.spool.put(batch(1))
+    old, new = DiarySink(rig.clock), DiarySink(rig.clock)
+    pump = rig.pump(old)
+    assert await rig.until_empty(pump)
+    pump.use(new, timeout=5)
+    await rig.spool.put(batch(2))
+    assert await rig.until_empty(pump)
+    assert (new.recalled, new.taken) == ([b"[1.0]"], [2])
+
+
+async def test_blocked_settles_what_was_stored(rig: Rig) -> None:
+    """As a Retry does: what need not go again does not."""
+    await rig.spool.put(batch(1, 2, 3))
+    sink = ScriptedSink([Blocked("wrong key", delivered=2)])
+    pump = rig.pump(sink)
+    assert await rig.until_empty(pump)
+    assert sink.calls == [[1, 2, 3], [3]]

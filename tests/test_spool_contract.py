@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import spool_checks_ledger as ledger
 import spool_checks_queue as queue
-from spool_cheaters import Consuming, Flattering, Hasty, Honest, Shared, Silent, Unordered
+from spool_cheaters import Amnesiac, Consuming, Flattering, Hasty, Honest, Shared, Silent, Unordered
 from spool_stores import SqliteStore, Store
 
 from forwarder.spool.base import Spool
@@ -47,6 +47,7 @@ async def test_honest_wrapper_passes(tmp_path: Path) -> None:
         (Flattering, ledger.check_every_fate_is_counted),
         (Silent, ledger.check_bytes_are_bounded),
         (Shared, queue.check_sinks_are_independent),
+        (Amnesiac, ledger.check_a_settlement_stores_state),
         (Consuming, queue.check_unsettled_is_read_again),
     ],
 )

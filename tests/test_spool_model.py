@@ -122,8 +122,10 @@ class SpoolMachine(RuleBasedStateMachine):
         fates = (delivered, rejected, count - delivered - rejected)
         burials = [Burial(batch(value), "no") for value in dead]
         upto = next(piece.end for piece in pieces if (count := count - len(piece.batch.events)) <= 0)
-        settlement = Settlement(replace(upto, index=upto.index + count), *fates, burials)
+        state = {sink: str(upto).encode()}
+        settlement = Settlement(replace(upto, index=upto.index + count), *fates, burials, state)
         self.run(self.spool.settle(sink, settlement))
+        self.model.states |= state
         self.model.settle(sink, found[: sum(fates)], fates, dead)
         self.run(self.spool.settle(sink, settlement))  # a second time does nothing
 

@@ -15,11 +15,14 @@ given. What a sink promises:
 - `Rejected` is returned only where the backend, having understood us, will never take these bytes.
 
 `send` is called from one thread at a time, not always the same one.
+
+A sink that must know tomorrow what it did today (whom it told of what) is a `Remembering` one: its memory is kept in
+the spool, written in the same step as its place there, so that the two cannot disagree.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from forwarder.events import Batch
 
@@ -80,9 +83,13 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """The data is fine, the sink is wrong (key, URL, redirect, login page): keep everything, alarm, try slowly."""
+    """The data is fine, the sink is wrong (key, URL, redirect, login page): keep everything, alarm, try slowly.
+
+    `delivered`: as in Retry.
+    """
 
     reason: str
+    delivered: int = 0
 
 
 Outcome = Delivered | Retry | Rejected | Blocked
@@ -105,3 +112,33 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Remembering(Sink, Protocol):
+    """A sink with a memory, and with things to do although no event comes.
+
+    Before the first `send` of a process the pump calls `recall` with what `memo` was last; whatever `send` or `tick`
+    come to, it stores `memo` before it calls either again. After a crash the sink gets the memory and the events as
+    they were before the last call: at most that one is made twice.
+    """
+
+    @property
+    def memo(self) -> bytes:
+        """All that must survive. Empty: nothing."""
+        ...
+
+    @property
+    def due(self) -> float | None:
+        """Seconds until `tick` is wanted, 0 or less: now; None while there is nothing to wait for."""
+        ...
+
+    def recall(self, memo: bytes) -> None:
+        """Never fails: bytes that cannot be read are no memory."""
+        ...
+
+    def tick(self, *, timeout: float, last: bool) -> Outcome:
+        """As `send` with nothing new, because nothing is waiting and it is `due`. `last`: the agent stops, whatever
+        was put off for a moment is to be done now. Delivered also if there was nothing to do.
+        """
+        ...

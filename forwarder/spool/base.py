@@ -2,7 +2,7 @@
 
 The spool stores each batch once, however many sinks want it, and keeps one position per sink. A batch goes when the
 last sink has settled it, or when a bound (bytes, age) forces the oldest out, which is counted. Beside the batches it
-keeps small named states, written in the same transaction as the batch that caused them.
+keeps small named states, written in the same transaction as the batch or the settlement that caused them.
 
 Promises:
 
@@ -65,13 +65,17 @@ class Burial:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What became of the events between a sink's position and `upto`. The counts must add up to their number."""
+    """What became of the events between a sink's position and `upto`. The counts must add up to their number.
+
+    `state`: as in `put`, stored in the same step, and also where the rest does nothing.
+    """
 
     upto: Position
     delivered: int = 0
     rejected: int = 0  # refused for good: by the backend inside a Delivered, or buried
     expired: int = 0  # older than the sink's age limit when their turn came
     dead: Sequence[Burial] = ()
+    state: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,8 @@ class Spool(Protocol):
     async def settle(self, sink: str, settlement: Settlement) -> None:
         """Move the sink's position, count, and bury, in one durable step. Raises SpoolUnavailable (nothing happened).
 
-        A settlement at or before the position does nothing (it was made before; or a bound has dropped the batches).
+        A settlement at or before the position does nothing (it was made before; or a bound has dropped the batches)
+        but store its state.
         """
         ...
 

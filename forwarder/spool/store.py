@@ -78,16 +78,20 @@ def put(
     dropped: dict[str, int] = {}
     if entry is not None:
         dropped = _accept(db, entry, bounds)
-    for name, value in state.items():
-        if value:
-            db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, value))
-        else:
-            db.execute("DELETE FROM state WHERE name = ?", (name,))
+    _remember(db, state)
     for seq in _overdue(db, now - bounds.max_age, bounds.max_bytes):
         for sink, lost in _drop(db, seq).items():
             dropped[sink] = dropped.get(sink, 0) + lost
         db.execute("UPDATE sink SET at_seq = ? + 1, at_index = 0 WHERE at_seq <= ?", (seq, seq))
     return PutResult(dropped)
+
+
+def _remember(db: sqlite3.Connection, state: Mapping[str, bytes]) -> None:
+    for name, value in state.items():
+        if value:
+            db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, value))
+        else:
+            db.execute("DELETE FROM state WHERE name = ?", (name,))
 
 
 def _accept(db: sqlite3.Connection, entry: Entry, bounds: Bounds) -> dict[str, int]:
@@ -187,6 +191,7 @@ def settle(db: sqlite3.Connection, sink: str, settlement: Settlement, *, now: in
     place = db.execute("SELECT at_seq, at_index, overtaken FROM sink WHERE name = ?", (sink,)).fetchone()
     if place is None:
         raise ValueError(f"no sink {sink!r} was ever attached")
+    _remember(db, settlement.state)
     at_seq, at_index, overtaken = place
     upto = settlement.upto
     if upto <= Position(at_seq, at_index):

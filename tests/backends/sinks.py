@@ -100,6 +100,40 @@ class ScriptedSink:
     def close(self) -> None: ...
 
 
+class DiarySink(ScriptedSink):
+    """Remembers how many events and ticks it was given. `due_at` (ns) is when it wants the next tick."""
+
+    def __init__(self, clock: Callable[[], int], script: Script | Iterable[object] = ()) -> None:
+        super().__init__(script)
+        self.clock = clock
+        self.memo = b""
+        self.recalled: list[bytes] = []
+        self.ticks: list[bool] = []
+        self.ticking: list[Outcome] = []  # answers in order, and Delivered after them
+        self.due_at: int | None = None
+
+    @property
+    def due(self) -> float | None:
+        return None if self.due_at is None else (self.due_at - self.clock()) / 1e9
+
+    def recall(self, memo: bytes) -> None:
+        self.recalled.append(memo)
+        self.memo = memo
+
+    def send(self, batches: Sequence[Batch], *, timeout: float) -> Outcome:
+        outcome = super().send(batches, timeout=timeout)
+        self.memo = str(self.taken).encode()
+        return outcome
+
+    def tick(self, *, timeout: float, last: bool) -> Outcome:  # noqa: ARG002 - the contract's signature
+        self.ticks.append(last)
+        outcome = self.ticking.pop(0) if self.ticking else Delivered()
+        if isinstance(outcome, Delivered):
+            self.memo += b" told"
+            self.due_at = None
+        return outcome
+
+
 def refusing(poison: Iterable[float]) -> Script:
     """Refuses whatever holds one of these, and nothing else."""
     refused = set(poison)
