@@ -188,6 +188,9 @@ def sections(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             for kind in kinds.get("oneOf", [kinds]):
                 sink = models[reference(kind)]
                 yield f'`[sinks.<name>]` with `type = "{sink["properties"]["type"]["const"]}"`', sink
+                for key, inner in sink["properties"].items():
+                    if "$ref" in inner.get("items", {}):
+                        yield f"`[[sinks.<name>.{key}]]`", models[reference(inner["items"])]
         else:
             yield f"`[{name}]`", models[reference(value)] if "$ref" in value else value
 
@@ -209,7 +212,7 @@ def type_text(value: dict[str, Any]) -> str:
         case {"type": "integer", "minimum": least, "maximum": most}:
             return f"whole number, {least} to {most}"
         case {"type": "array", "items": items}:
-            return "list of " + type_text(items)
+            return "list of " + ("tables, see below" if "$ref" in items else type_text(items))
         case _:
             raise ValueError(f"no words for the type {value}")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from forwarder import config_otlp, config_sinks
+from forwarder import config_notify, config_otlp, config_sinks
 from forwarder.config import Config, Target
 from forwarder.errors import ConfigError, Problem
 from forwarder.http import Client
@@ -84,3 +84,7 @@ def build_sink(name: str, config: config_sinks.SinkConfig, instance: Instance) -
             except HttpProblem as error:
                 problem = Problem(f"sinks.{name}", error.reason, error.hint)
                 raise ConfigError("configuration", [problem]) from None
+        case config_notify.NotifySink():
+            from forwarder.sinks.notify.build import notify_sink
+
+            return notify_sink(name, config)

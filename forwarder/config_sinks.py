@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from forwarder.config_notify import NotifySink
 from forwarder.config_otlp import OtlpSink
 from forwarder.config_tables import Table
 from forwarder.config_values import HOST, Duration, problem, text_schema
@@ -148,7 +149,12 @@ def _environ(info: ValidationInfo) -> Mapping[str, str]:
 # --- any of them -----------------------------------------------------------------------------------------------
 
 # A new sink is a model, an entry here and a member of the union below.
-SINK_TYPES: Final[dict[str, type[Table]]] = {"console": ConsoleSink, "datadog": DatadogSink, "otlp": OtlpSink}
+SINK_TYPES: Final[dict[str, type[Table]]] = {
+    "console": ConsoleSink,
+    "datadog": DatadogSink,
+    "otlp": OtlpSink,
+    "notify": NotifySink,
+}
 
 
 def _known_type(value: object) -> object:
@@ -161,4 +167,6 @@ def _known_type(value: object) -> object:
     return value
 
 
-SinkConfig = Annotated[ConsoleSink | DatadogSink | OtlpSink, Field(discriminator="type"), BeforeValidator(_known_type)]
+SinkConfig = Annotated[
+    ConsoleSink | DatadogSink | OtlpSink | NotifySink, Field(discriminator="type"), BeforeValidator(_known_type)
+]

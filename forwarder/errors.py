@@ -37,7 +37,8 @@ class Exit(IntEnum):
 EXIT_MEANINGS: Final = {
     Exit.OK: "all is well",
     Exit.UNHEALTHY: "`check`, `inspect`: a proxy is unhealthy, or its state is not known; `poll --once`: events are "
-    "left in the spool; `spool`: the ledger does not add up, or an id is no dead letter",
+    "left in the spool; `spool`: the ledger does not add up, or an id is no dead letter; `notify test`: a message was "
+    "not taken",
     Exit.UNREACHABLE: "`check`, `inspect`: a proxy cannot be reached",
     Exit.USAGE: "the command line is wrong",
     Exit.BUG: "a bug in litellm-forwarder",

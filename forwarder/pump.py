@@ -320,7 +320,9 @@ class Pump:
             self._memo = memo
 
     async def _tick(self, sink: Remembering, *, last: bool) -> Step:
+        began = time.monotonic()
         outcome = await self._attempt(lambda: sink.tick(timeout=self._timeout, last=last))
+        self._telemetry.sent(self.sink.name, type(outcome).__name__.lower(), time.monotonic() - began)
         await self._settle(None)
         if isinstance(outcome, Delivered):
             self._success()

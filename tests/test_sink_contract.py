@@ -86,7 +86,8 @@ def numbered(count: int, length: int = 0) -> list[Batch]:
 
 def much(case: Case, sink: Sink) -> list[Batch]:
     """More than a kernel buffers, and within the sink's limits."""
-    return numbered(min(sink.limits.max_events, case.much), 100)
+    events = numbered(min(sink.limits.max_events, case.much), 100)
+    return [*events, batch(*case.more)] if case.more else events
 
 
 INJECTION = (

@@ -22,10 +22,10 @@ from typing import Any, Literal, Protocol, cast
 from spool_cheaters import Honest
 from spool_stores import Clock, numbers
 
-from backends import datadog, otlp
+from backends import datadog, notify, otlp
 from backends.facts import Fact, Fault
 from forwarder.errors import SpoolUnavailable
-from forwarder.events import Batch, Histogram, Metric
+from forwarder.events import Batch, Change, Event, Histogram, Metric
 from forwarder.sinks.base import Blocked, Delivered, Limits, Outcome, Rejected, Retry, Sink
 from forwarder.sinks.console import ConsoleSink, line
 from forwarder.sinks.datadog.dogstatsd import DogStatsdSink
@@ -212,7 +212,7 @@ class Case:
     `build` makes the sink from a receiver's address, with CANARY as its secret; it is a function of a module, so that
     a child process can do it. `expect` says which facts the receiver of a healthy delivery ends up with. `libraries`
     are the packages of others that importing `module` may load. `much` events are more than the kernel takes for a
-    receiver that does not read.
+    receiver that does not read; `more` go with them, for a sink that leaves points out.
     """
 
     name: str
@@ -223,6 +223,7 @@ class Case:
     module: str
     libraries: frozenset[str] = frozenset()
     much: int = 300
+    more: tuple[Event, ...] = ()
 
 
 class Reader:
@@ -381,7 +382,21 @@ OTLP = [
         ("grpc", otlp.GrpcReceiver, otlp.build_grpc, {"httpx", "grpc"}),
     )
 ]
-CASES = [*CONSOLE, *DOGSTATSD, *OTLP]
+PEOPLE = [
+    Case(
+        name,
+        notify.RECEIVERS[name],
+        notify.build_webhook if name == "webhook" else notify.build_mail,
+        notify.expect_webhook if name == "webhook" else notify.expect_mail,
+        faults=("hang", "slow", "refuse", "close", "garbage"),
+        module="forwarder.sinks.notify.sink",
+        libraries=frozenset(),
+        more=(Change("litellm.proxy.down", 1, "error", "the proxy is down"),),
+    )
+    for name in notify.RECEIVERS
+]
+
+CASES = [*CONSOLE, *DOGSTATSD, *OTLP, *PEOPLE]
 
 
 def rest(batches: Sequence[Batch], count: int) -> list[Batch]:
@@ -407,6 +422,7 @@ def cheating(case: Case, cheater: type["HonestSink"]) -> Case:
         case.module,
         case.libraries,
         case.much,
+        case.more,
     )
 
 
