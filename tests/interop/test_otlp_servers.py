@@ -123,7 +123,7 @@ def test_every_metric_of_the_catalog_has_its_name_value_labels_and_time(kind: st
             value = 6.0 if point.value is None else point.value
             assert samples == [(milliseconds(point.time), value)], metric.name
             wanted = {key.replace(".", "_"): str(each) for key, each in point.attributes.items()}
-            wanted |= {"__name__": name, "litellm_target": "eu"}
+            wanted = {"__name__": name, "litellm_target": "eu"} | wanted  # the agent's own name a target themselves
             wanted |= {"service_name": "litellm", "service_instance_id": "agent-1/eu"}  # `job`, `instance` elsewhere
             assert wanted.items() <= dict(found).items(), metric.name
 
