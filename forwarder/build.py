@@ -63,7 +63,7 @@ def build_sink(name: str, config: config_sinks.SinkConfig, instance: Instance) -
 
             # Python sets it to None when the process was started without.
             return ConsoleSink(name, None if sys.stdout is None else 1)
-        case config_sinks.DatadogSink():
+        case config_sinks.DatadogSink(transport="dogstatsd"):
             from forwarder.sinks.datadog.dogstatsd import DogStatsdSink
             from forwarder.sinks.datadog.points import Form
 
@@ -76,6 +76,18 @@ def build_sink(name: str, config: config_sinks.SinkConfig, instance: Instance) -
                 timestamps=config.timestamps,
                 origin=config.origin,
             )
+        case config_sinks.DatadogSink():
+            from forwarder.sinks.datadog.api import DatadogApiSink
+            from forwarder.sinks.datadog.points import Form
+            from forwarder.transport.post import Poster
+
+            form = Form(config.changes, config.histogram_buckets, config.tags)
+            try:
+                context = tls_context(config.ca_file, config.client_cert, config.client_key)
+                poster = Poster(config.base_url, {"DD-API-KEY": config.key}, context, proxy=config.proxy)
+            except HttpProblem as error:
+                raise ConfigError("configuration", [Problem(f"sinks.{name}", error.reason, error.hint)]) from None
+            return DatadogApiSink(name, poster, form, max_age=config.max_age)
         case config_otlp.OtlpSink():
             from forwarder.sinks.otlp import build as otlp
 

@@ -17,8 +17,10 @@ from pydantic import (
 
 from forwarder.config_notify import NotifySink
 from forwarder.config_otlp import OtlpSink
-from forwarder.config_tables import Table
-from forwarder.config_values import HOST, Duration, problem, text_schema
+from forwarder.config_references import ApiKey
+from forwarder.config_tables import Connection, Table
+from forwarder.config_values import HOST, Duration, OptionalUrl, problem, text_schema
+from forwarder.secrets import Secret
 
 
 class ConsoleSink(Table):
@@ -57,36 +59,62 @@ def _address(value: object) -> str | None:
     return f"udp://{host}:{port}"
 
 
+def _site(value: object) -> str | None:
+    if value is not None and (not isinstance(value, str) or not re.fullmatch(SITE_PATTERN, value)):
+        raise problem("is not a site of Datadog's", 'as in "datadoghq.eu" or "us5.datadoghq.com"; see your URL there')
+    return value
+
+
+SITE_PATTERN: Final = r"^([a-z0-9]{2,5}\.)?(datadoghq\.com|datadoghq\.eu|ddog-gov\.com)$"
 Address = Annotated[str | None, PlainValidator(_address), text_schema(r"^(unix(gram|stream)?:///|udp://)", "address")]
+Site = Annotated[str | None, PlainValidator(_site), text_schema(SITE_PATTERN, "site")]
 # What is read where the file leaves a key out, as Datadog's own clients do.
 _UNIFIED: Final = {"DD_ENV": "env", "DD_SERVICE": "service", "DD_VERSION": "version"}
 _DEFAULT_ADDRESS: Final = "unix:///var/run/datadog/dsd.socket"
+_OF_ONE_TRANSPORT: Final = {
+    "dogstatsd": {"address", "timestamps", "origin"},
+    "api": {"api_key", "site", "url", "proxy", "ca_file", "client_cert", "client_key"},
+}
 
 
-class DatadogSink(Table):
-    """Datadog, through its agent (DogStatsD)."""
+class DatadogSink(Connection):
+    """Datadog, through its agent (DogStatsD) or straight to its intake (API)."""
 
     type: Literal["datadog"] = Field(description="Which backend this is.")
-    transport: Literal["dogstatsd"] = Field(
+    transport: Literal["dogstatsd", "api"] = Field(
         default="dogstatsd",
-        description="`dogstatsd` hands everything to a Datadog agent, which acknowledges nothing.",
+        description="`dogstatsd` hands everything to a Datadog agent, which acknowledges nothing; `api` posts to "
+        "Datadog itself, which acknowledges.",
     )
     address: Address = Field(
         default=None,
         validate_default=True,
-        description="Where the Datadog agent listens: `unix:///path`, `unixgram:///path`, "
+        description="`dogstatsd`: where the Datadog agent listens: `unix:///path`, `unixgram:///path`, "
         "`unixstream:///path` or `udp://host:port`. Default: `$DD_DOGSTATSD_URL`, else `$DD_AGENT_HOST` and "
         f"`$DD_DOGSTATSD_PORT`, else `{_DEFAULT_ADDRESS}`.",
     )
     timestamps: bool = Field(
         default=True,
-        description="Whether metrics carry their time. Agents older than 7.40 do not understand it; "
+        description="`dogstatsd`: whether metrics carry their time. Agents older than 7.40 do not understand it; "
         "without it what is late counts as of now.",
     )
     origin: bool = Field(
         default=False,
-        description="Whether the agent may add tags of the container that this runs in. They change with "
+        description="`dogstatsd`: whether the agent may add tags of the container that this runs in. They change with "
         "each restart, and each combination of tags is billed.",
+    )
+    api_key: ApiKey = Field(
+        default=None,
+        validate_default=True,
+        description="`api`: an API key of your organisation. Default: `$DD_API_KEY`.",
+    )
+    site: Site = Field(
+        default=None,
+        validate_default=True,
+        description="`api`: your Datadog site, such as `datadoghq.eu`. Default: `$DD_SITE`, else `datadoghq.com`.",
+    )
+    url: OptionalUrl = Field(
+        default=None, description="`api`: the whole address instead of a site: a relay, or what speaks the same API."
     )
     changes: bool = Field(default=True, description="Whether changes are sent, as Datadog events.")
     histogram_buckets: bool = Field(
@@ -109,10 +137,22 @@ class DatadogSink(Table):
         """Of `$DD_ENV`, `$DD_SERVICE` and `$DD_VERSION`: for what has no such tag otherwise."""
         return self._tags
 
+    @property
+    def key(self) -> Secret:
+        """ValueError where the configuration was loaded without its secrets."""
+        if self.api_key is None:
+            raise ValueError("the secrets were not read")
+        return self.api_key
+
+    @property
+    def base_url(self) -> str:
+        """Where the API is."""
+        return self.url or f"https://api.{self.site}"
+
     @field_validator("address", mode="before")
     @classmethod
     def _usual_address(cls, value: object, info: ValidationInfo) -> object:
-        if value is not None:
+        if value is not None or info.data.get("transport") != "dogstatsd":
             return value
         environ = _environ(info)
         host, port = environ.get("DD_AGENT_HOST"), environ.get("DD_DOGSTATSD_PORT")
@@ -129,11 +169,40 @@ class DatadogSink(Table):
             names = "DD_DOGSTATSD_URL" if environ.get("DD_DOGSTATSD_URL") else "DD_AGENT_HOST or DD_DOGSTATSD_PORT"
             raise problem(f"is left out, and {names} holds no address of a DogStatsD", _ADDRESS_HINT) from None
 
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _usual_key(cls, value: object, info: ValidationInfo) -> object:
+        return {"env": "DD_API_KEY"} if value is None and info.data.get("transport") == "api" else value
+
+    @field_validator("site", mode="before")
+    @classmethod
+    def _usual_site(cls, value: object, info: ValidationInfo) -> object:
+        if value is not None or info.data.get("transport") != "api":
+            return value
+        site = _environ(info).get("DD_SITE") or "datadoghq.com"
+        try:
+            return _site(site)
+        except ValueError:
+            raise problem("is left out, and DD_SITE holds no site of Datadog's", 'as in "datadoghq.eu"') from None
+
     @model_validator(mode="after")
     def _fits_the_transport(self, info: ValidationInfo) -> Self:
         environ = _environ(info)
-        if environ.get("DD_DOGSTATSD_DISABLE") in _DISABLED:
-            raise problem("DD_DOGSTATSD_DISABLE is set, with which the client throws everything away", "unset it")
+        other = "api" if self.transport == "dogstatsd" else "dogstatsd"
+        if idle := sorted(self.model_fields_set & _OF_ONE_TRANSPORT[other]):
+            raise problem(
+                f'{", ".join(idle)}: of no use with transport = "{self.transport}"',
+                f'leave out, or set transport = "{other}"',
+            )
+        if self.url and "site" in self.model_fields_set:
+            raise problem("of no use beside url", "leave out one of them", key="site")
+        if self.transport == "api" and self.api_key is None and (info.context is None or info.context.secrets):
+            raise problem("is missing", "Datadog takes nothing without", key="api_key")
+        if self.transport == "dogstatsd" and environ.get("DD_DOGSTATSD_DISABLE") in _DISABLED:
+            raise problem(
+                "DD_DOGSTATSD_DISABLE is set, with which the client throws everything away",
+                'unset it, or set transport = "api"',
+            )
         self._tags.update({key: environ[name] for name, key in _UNIFIED.items() if environ.get(name)})
         return self
 

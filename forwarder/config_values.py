@@ -264,6 +264,13 @@ def otlp_url(value: object) -> str:
     return url
 
 
+def _optional_url(value: object) -> str | None:
+    return None if value is None else _url(value, "there is a key for it")
+
+
 TargetUrl = Annotated[str, PlainValidator(_target_url), text_schema("^[Hh][Tt][Tt][Pp][Ss]?://[^?#@]+$", "URL")]
 ProxyUrl = Annotated[str | None, PlainValidator(_proxy_url), text_schema("^[Hh][Tt][Tt][Pp][Ss]?://[^?#@]+$", "URL")]
 OtlpUrl = Annotated[str, PlainValidator(otlp_url), text_schema("^[Hh][Tt][Tt][Pp][Ss]?://[^?#@]+$", "URL")]
+OptionalUrl = Annotated[
+    str | None, PlainValidator(_optional_url), text_schema("^[Hh][Tt][Tt][Pp][Ss]?://[^?#@]+$", "URL")
+]

@@ -1,4 +1,4 @@
-"""The table of a Datadog sink, and which of Datadog's own variables fill it."""
+"""The table of a Datadog sink by either transport, and which of Datadog's own variables fill it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 from config_text import Parts, lines, load
 
+from forwarder import config
 from forwarder.build import build_sink
 from forwarder.config_sinks import DatadogSink
+from forwarder.errors import ConfigError
 from forwarder.instance import Instance
+from forwarder.sinks.datadog.api import DatadogApiSink
 from forwarder.sinks.datadog.dogstatsd import DogStatsdSink
 
 HINT = '(as in "unix:///var/run/datadog/dsd.socket" or "udp://127.0.0.1:8125")'
@@ -128,3 +131,113 @@ def test_the_agents_sink_is_built_from_its_keys(tmp_path: Path) -> None:
     assert built.name == "dd"
     assert built.limits.max_age == 7200
     assert not built.limits.confirms
+
+
+# --- api ----------------------------------------------------------------------------------------------------------
+
+API = 'transport = "api"'
+KEY = {"DD_API_KEY": "canary-key"}
+
+
+def test_the_api_needs_a_key_and_nothing_else(tmp_path: Path) -> None:
+    """The key from DD_API_KEY, the site from DD_SITE, as everywhere at Datadog; else their first site."""
+    assert sink(tmp_path, API, environ=KEY).key.reveal() == "canary-key"
+    assert sink(tmp_path, API, environ=KEY).base_url == "https://api.datadoghq.com"
+    assert sink(tmp_path, API, environ=KEY | {"DD_SITE": "datadoghq.eu"}).base_url == "https://api.datadoghq.eu"
+    mine = sink(tmp_path, API, 'api_key = { env = "MINE" }', 'site = "us5.datadoghq.com"', environ={"MINE": "k"} | KEY)
+    assert (mine.key.reveal(), mine.base_url) == ("k", "https://api.us5.datadoghq.com")
+
+
+def test_a_url_stands_for_the_site(tmp_path: Path) -> None:
+    """A relay, or what speaks the same API below a path."""
+    relay = sink(tmp_path, API, 'url = "http://127.0.0.1:8428/datadog/"', environ=KEY)
+    assert relay.base_url == "http://127.0.0.1:8428/datadog"
+
+
+@pytest.mark.parametrize(
+    ("keys", "environ", "mistake"),
+    [
+        ([], {}, "api_key: environment variable DD_API_KEY is not set (export DD_API_KEY=… before starting)"),
+        (
+            ['api_key = { env = "NONE", optional = true }'],
+            {},
+            "api_key: is missing (Datadog takes nothing without)",
+        ),
+        (
+            ['api_key = "abc"'],
+            KEY,
+            'api_key: a secret is never written into the configuration (write { env = "NAME" } or { file = "/path" })',
+        ),
+        (
+            ['site = "app.example.com"'],
+            KEY,
+            'site: is not a site of Datadog\'s (as in "datadoghq.eu" or "us5.datadoghq.com"; see your URL there)',
+        ),
+        (
+            ['site = "https://app.datadoghq.eu"'],
+            KEY,
+            'site: is not a site of Datadog\'s (as in "datadoghq.eu" or "us5.datadoghq.com"; see your URL there)',
+        ),
+        (
+            [],
+            KEY | {"DD_SITE": "evil.example"},
+            'site: is left out, and DD_SITE holds no site of Datadog\'s (as in "datadoghq.eu")',
+        ),
+        (['url = "http://h"', 'site = "datadoghq.eu"'], KEY, "site: of no use beside url (leave out one of them)"),
+        (['url = "h"'], KEY, 'url: must begin with http:// or https:// (as in "http://localhost:4000")'),
+        (
+            ['address = "unix:///s"', "origin = true"],
+            KEY,
+            'address, origin: of no use with transport = "api" (leave out, or set transport = "dogstatsd")',
+        ),
+    ],
+)
+def test_mistakes_about_the_api_are_told(
+    tmp_path: Path, keys: list[str], environ: Mapping[str, str], mistake: str
+) -> None:
+    """With their place and their fix; no value is repeated."""
+    path = "sinks.dd" + (": " if mistake.startswith("address") else ".")
+    assert mistakes(tmp_path, API, *keys, environ=environ) == [path + mistake]
+
+
+def test_keys_of_the_api_are_of_no_use_to_an_agent(tmp_path: Path) -> None:
+    """Only keys that do something are accepted."""
+    found = mistakes(
+        tmp_path, 'site = "datadoghq.eu"', 'proxy = "http://p:1"', 'api_key = { env = "K" }', environ={"K": "k"}
+    )
+    assert found == [
+        'sinks.dd: api_key, proxy, site: of no use with transport = "dogstatsd" (leave out, or set transport = "api")'
+    ]
+
+
+def test_what_is_of_the_agent_does_not_concern_the_api(tmp_path: Path) -> None:
+    """Neither a wrong address nor a disabled client in the environment, and the other way round."""
+    environ = {"DD_DOGSTATSD_URL": "tcp://x", "DD_DOGSTATSD_DISABLE": "1"}
+    assert sink(tmp_path, API, environ=KEY | environ).address is None
+    assert sink(tmp_path, environ={"DD_SITE": "evil.example", "DD_API_KEY": ""}).site is None
+
+
+def test_secrets_can_be_left_unread(tmp_path: Path) -> None:
+    """Looking into the spool needs no key."""
+    path = tmp_path / "config.toml"
+    path.write_text(text(API), encoding="utf-8")
+    found = config.load(path, {}, secrets=False).sinks["dd"]
+    assert isinstance(found, DatadogSink)
+    with pytest.raises(ValueError, match="secrets were not read"):
+        _ = found.key
+
+
+def test_the_apis_sink_is_built_from_its_keys(tmp_path: Path) -> None:
+    """And shows no key."""
+    built = build_sink("dd", sink(tmp_path, API, 'max_age = "17h"', environ=KEY), Instance(tmp_path))
+    assert isinstance(built, DatadogApiSink)
+    assert built.limits.max_age == 17 * 3600
+    assert built.limits.confirms
+    assert "canary" not in repr(built)
+    built.close()
+
+
+def test_a_forward_proxy_that_cannot_be_is_a_mistake(tmp_path: Path) -> None:
+    """What only the request's own settings find out is told as the rest."""
+    with pytest.raises(ConfigError, match=r"sinks\.dd: a forward proxy must begin with http://"):
+        build_sink("dd", sink(tmp_path, API, 'proxy = "https://p:1"', environ=KEY), Instance(tmp_path))

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -121,6 +121,7 @@ HOSTILE = [
 @contextmanager
 def opened(case: Case) -> Iterator[tuple[Receiver, Sink]]:
     receiver = case.receiver()
+    sink = None
     try:
         sink = case.build(receiver.address)
         yield receiver, sink
@@ -130,6 +131,9 @@ def opened(case: Case) -> Iterator[tuple[Receiver, Sink]]:
         for thread in threading.enumerate():  # a send that did not return does so when its receiver is gone
             if thread.name == "attempt":
                 thread.join(ENOUGH)
+        if sink is not None:
+            with suppress(RuntimeError):  # of a sink that cheats; an honest one may be closed twice
+                sink.close()
 
 
 @dataclass
@@ -491,3 +495,25 @@ def test_cheaters_fail(cheater: type[HonestSink], check: Callable[[Case], None],
     """A suite that only an honest sink passes: each way of cheating fails the check made for it, for that reason."""
     with pytest.raises((AssertionError, pytest.fail.Exception), match=caught):
         check(cheating(CASES[0], cheater))
+
+
+@pytest.mark.parametrize(
+    ("cheater", "check", "caught"),
+    [
+        (sinks.Liar, check_every_kind_comes_through, "other facts"),
+        (sinks.Forgetful, check_every_kind_comes_through, "other facts"),
+        (sinks.Hoarder, check_nothing_stays_buffered, "not there when send had returned"),
+        (sinks.Impatient, check_one_attempt, "more than one attempt"),
+        (sinks.Overtime, check_returns_in_time, "not returned within its timeout"),
+        (sinks.Executioner, check_a_failure_is_told, "not the fault of the data"),
+        (sinks.Overclaimer, check_every_kind_comes_through, "other facts"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+@pytest.mark.parametrize("case", [*sinks.DOGSTATSD[1:], sinks.DATADOG_API], ids=lambda case: case.name)
+def test_cheaters_fail_at_other_receivers(
+    cheater: type[HonestSink], check: Callable[[Case], None], caught: str, case: Case
+) -> None:
+    """Other receivers notice as well what is not of one backend."""
+    with pytest.raises((AssertionError, pytest.fail.Exception), match=caught):
+        check(cheating(case, cheater))

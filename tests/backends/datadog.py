@@ -1,24 +1,29 @@
 """Datadog's two ways in, as strict as the real ones or stricter, and what they should end up with.
 
-`DogStatsd` is an agent: UDP, or a Unix socket, datagram or stream. `expected_lines` says, by the vendor's rules and
-without the sink's code, what it understands of events.
+`DogStatsd` is an agent: UDP, or a Unix socket, datagram or stream; `Intake` is the API. `expected_lines` and
+`expected_requests` say, by the vendor's rules and without the sinks' code, what each understands of events.
 """
 
+import asyncio
+import json
 import math
 import re
 import select
 import socket
+import ssl
 import struct
 import tempfile
 import threading
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from backends.facts import Fact, Fault
+from backends.http_server import Answer, Handler, Request, Response, ScriptedServer, drip, hang, reset
 from forwarder.events import Attributes, Batch, Change, Event, Histogram, Metric
 
 CLOCK = 1_750_000_010  # seconds; when everything under test is sent
@@ -226,15 +231,17 @@ def expected_lines(batches: Sequence[Batch]) -> list[Fact]:
     return [fact for batch in batches for event in batch.events for fact in facts(event, batch)]
 
 
-def facts(event: Event, batch: Batch) -> Iterator[Fact]:
-    stamp = min(max(1, event.time // 10**9), CLOCK)
+def facts(event: Event, batch: Batch, *, latest: int = CLOCK, escaped: bool = True) -> Iterator[Fact]:
+    """`escaped`: a line end in a text cannot be told from the two characters that stand for it."""
+    stamp = min(max(1, event.time // 10**9), latest)
     where = {**batch.resource.attributes, **event.attributes}
     at = stamp * 10**9
     if isinstance(event, Change):
         title = "".join(char if char.isprintable() else " " for char in event.title).strip()[:100] or event.name[:100]
         text = "".join(char if char.isprintable() or char == "\n" else " " for char in event.text).strip()[:1000]
         key = _cleaned("change", f"{event.name}:{where.get('litellm.target', '')}")[:100]
-        value = [title, (text or title).replace("\\n", "\n"), event.severity, key]
+        text = text or title
+        value = [title, text.replace("\\n", "\n") if escaped else text, event.severity, key]
         yield Fact("event", value, _where({**where, "change": event.name}), at)
         return
     if event.kind == "gauge":
@@ -289,3 +296,169 @@ def _cleaned(key: str, value: str) -> str:
     if key == "deployment.id" and clean and clean != value:
         clean = f"{clean[: 190 - len(name)]}-{sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
     return f"{name}:{clean}" if clean else ""
+
+
+# --- the intake ---------------------------------------------------------------------------------------------------
+
+_LIMITS = {"/api/v2/series": (512_000, 5_242_880), "/api/v1/check_run": (512_000, 5_242_880)}
+_OK = {
+    "/api/v2/series": b'{"errors":[]}',
+    "/api/v1/check_run": b'{"status":"ok"}',
+    "/api/v1/events": b'{"status":"ok"}',
+}
+_JSON = {"content-type": "application/json"}
+
+
+class Intake:
+    """Datadog's API below a path prefix, in a thread of its own. What breaks a rule is answered as Datadog answers it,
+    and counted. `answer` replaces what it says to whoever has the right key.
+    """
+
+    PREFIX = "/relay"
+
+    def __init__(self, key: str, *, context: ssl.SSLContext | None = None) -> None:
+        self.key = key
+        self.fds = ()
+        self.attempts = self.broken = 0
+        self.requests: list[Request] = []
+        self.answer: Handler | None = None
+        self._fault: Fault | None = None
+        self._facts: list[Fact] = []
+        self._bodies: list[tuple[str, bytes]] = []
+        self._wrong = 0
+        self._lock = threading.Lock()
+        self._server = ScriptedServer(self._handle, tls=context)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._do(self._server.__aenter__())
+
+    @property
+    def address(self) -> str:
+        return self._server.url + self.PREFIX
+
+    def misbehave(self, fault: Fault | None) -> None:
+        self._fault = fault
+
+    def take(self, at_least: int = 0) -> list[Fact]:  # noqa: ARG002 - a receiver's signature; nothing is on the way
+        with self._lock:
+            facts, self._facts = self._facts, []
+            self.attempts = max(Counter(self._bodies).values(), default=0)
+            self.broken = self._wrong
+            self._bodies, self._wrong = [], 0
+            return facts
+
+    def close(self) -> None:
+        self._do(self._server.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _do(self, work: Coroutine[Any, Any, object]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    def _handle(self, request: Request) -> Answer | Awaitable[Answer]:
+        with self._lock:
+            self.requests.append(request)
+            self._bodies.append((request.path, request.body))
+        if self.answer is not None:
+            return self.answer(request)
+        faulty: dict[Fault, Callable[[], Answer]] = {
+            "hang": hang,
+            "refuse": lambda: Response(403, b'{"errors":["Forbidden"]}', _JSON),
+            "close": lambda: reset(b"HTTP/1.1 202 Acc"),
+            "garbage": lambda: Response(200, b"<html>Please log in</html>", {"content-type": "text/html"}),
+            "slow": lambda: drip(self.taken(request), every=0.05),
+        }
+        return faulty[self._fault]() if self._fault else self.taken(request)
+
+    def taken(self, request: Request) -> Response:
+        """What Datadog makes of it, and says."""
+        path = request.path.removeprefix(self.PREFIX)
+        if request.headers.get("dd-api-key") != self.key:
+            return Response(403, b'{"errors":["Forbidden"]}', _JSON)
+        if request.path == path or path not in _OK:
+            return Response(404, b'{"errors":["Not found"]}', _JSON)
+        try:
+            raw = zlib.decompress(request.body, wbits=31)
+            for size, limit in zip((len(request.body), len(raw)), _LIMITS.get(path, (1 << 20, 1 << 20)), strict=True):
+                if size > limit:
+                    return Response(413, b'{"errors":["Payload too large"]}', _JSON)
+            facts = _received(path, request, json.loads(raw, parse_constant=_no_constant))
+        except Exception:  # noqa: BLE001 - whatever is wrong with it
+            with self._lock:
+                self._wrong += 1
+            return Response(400, b'{"errors":["Bad Request"]}', _JSON)
+        with self._lock:
+            self._facts += facts
+        return Response(202, _OK[path], _JSON)
+
+
+def _no_constant(_: str) -> object:
+    raise Unreadable
+
+
+def _received(path: str, request: Request, payload: Any) -> list[Fact]:
+    """Unreadable, or another exception, where Datadog would refuse or drop it."""
+    if (request.method, request.headers["content-type"]) != ("POST", "application/json"):
+        raise Unreadable
+    if request.headers["content-encoding"] != "gzip" or "?" in request.path:
+        raise Unreadable
+    if path == "/api/v1/events":
+        return [_received_event(payload)]
+    read = _received_point if path == "/api/v2/series" else _received_check
+    found = [read(each) for each in (payload["series"] if path == "/api/v2/series" else payload)]
+    if not found:
+        raise Unreadable
+    return found
+
+
+def _received_point(each: Any) -> Fact:
+    kind = {1: "c", 3: "g"}[each["type"]]
+    keys = {"metric", "type", "points", "tags"} | ({"interval"} if kind == "c" else set())
+    (point,) = each["points"]
+    if each.keys() != keys or point.keys() != {"timestamp", "value"} or not re.fullmatch(_NAME, each["metric"]):
+        raise Unreadable
+    if kind == "c" and not (isinstance(each["interval"], int) and each["interval"] > 0):
+        raise Unreadable
+    return Fact(
+        each["metric"], [kind, float(point["value"])], _tags(",".join(each["tags"])), _stamp(point["timestamp"])
+    )
+
+
+def _received_check(each: Any) -> Fact:
+    if each.keys() != {"check", "status", "timestamp", "tags", "message"} or each["status"] not in (0, 1, 2, 3):
+        raise Unreadable
+    tags = _tags(",".join(each["tags"]))
+    return Fact(f"check {each['check']}", [each["status"], each["message"]], tags, _stamp(each["timestamp"]))
+
+
+def _received_event(each: Any) -> Fact:
+    words = [each[key] for key in ("title", "text", "alert_type", "aggregation_key")]
+    if each["source_type_name"] != "litellm" or not all(words) or len(each["aggregation_key"]) > 100:
+        raise Unreadable
+    if len(each["title"]) > 100 or len(each["text"]) > 4000 or each["alert_type"] not in ("info", "warning", "error"):
+        raise Unreadable
+    return Fact("event", words, _tags(",".join(each["tags"])), _stamp(each["date_happened"]))
+
+
+def _stamp(time: object) -> int:
+    if not isinstance(time, int) or not 0 < time <= CLOCK + 600:
+        raise Unreadable
+    return time * 10**9
+
+
+def expected_requests(batches: Sequence[Batch]) -> list[Fact]:
+    """What the intake is told of them at CLOCK: of the metrics between two changes the service checks come first."""
+    found: list[Fact] = []
+    checks: list[Fact] = []
+    points: list[Fact] = []
+    for batch in batches:
+        for event in batch.events:
+            for fact in facts(event, batch, latest=CLOCK + 540, escaped=False):
+                if fact.name == "event":
+                    found += [*checks, *points, fact]
+                    checks, points = [], []
+                else:
+                    (checks if fact.name.startswith("check ") else points).append(fact)
+    return [*found, *checks, *points]

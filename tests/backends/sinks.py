@@ -26,11 +26,15 @@ from backends import datadog, notify, otlp
 from backends.facts import Fact, Fault
 from forwarder.errors import SpoolUnavailable
 from forwarder.events import Batch, Change, Event, Histogram, Metric
+from forwarder.secrets import Secret
 from forwarder.sinks.base import Blocked, Delivered, Limits, Outcome, Rejected, Retry, Sink
 from forwarder.sinks.console import ConsoleSink, line
+from forwarder.sinks.datadog.api import DatadogApiSink
 from forwarder.sinks.datadog.dogstatsd import DogStatsdSink
 from forwarder.sinks.datadog.points import Form
 from forwarder.spool.base import Piece, Settlement, Spool
+from forwarder.transport import tls_context
+from forwarder.transport.post import Poster
 
 CANARY = "canary-5f1d0c2e"  # the secret of every sink under test that has one; must never be seen
 
@@ -395,8 +399,24 @@ PEOPLE = [
     )
     for name in notify.RECEIVERS
 ]
+_TLS = tls_context(None, None, None)
 
-CASES = [*CONSOLE, *DOGSTATSD, *OTLP, *PEOPLE]
+
+def build_datadog_api(url: str) -> Sink:
+    poster = Poster(url, {"DD-API-KEY": Secret(CANARY)}, _TLS)
+    return DatadogApiSink("datadog", poster, Form(), max_age=3600, clock=lambda: datadog.CLOCK * 10**9)
+
+
+DATADOG_API = Case(
+    "datadog-api",
+    partial(datadog.Intake, CANARY),
+    build_datadog_api,
+    datadog.expected_requests,
+    faults=("hang", "slow", "refuse", "close", "garbage"),
+    module="forwarder.sinks.datadog.api",
+    libraries=frozenset({"httpx", "ssl"}),  # of our own bounded POST
+)
+CASES = [*CONSOLE, *DOGSTATSD, DATADOG_API, *OTLP, *PEOPLE]
 
 
 def rest(batches: Sequence[Batch], count: int) -> list[Batch]:

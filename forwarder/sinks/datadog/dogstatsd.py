@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from forwarder.events import Batch
 from forwarder.sinks.base import Delivered, Limits, Outcome, Rejected, Retry
-from forwarder.sinks.datadog.points import Check, Form, Item, Note, Point, items
+from forwarder.sinks.datadog.points import SOURCE, Check, Form, Item, Note, Point, items
 
 if TYPE_CHECKING:
     from datadog.dogstatsd.base import DogStatsd
@@ -233,7 +233,7 @@ def _write(client: "DogStatsd", line: Item, *, stamped: bool) -> None:
                 line.text,
                 alert_type=line.alert,
                 aggregation_key=line.key,
-                source_type_name="litellm",
+                source_type_name=SOURCE,
                 date_happened=line.time,
                 tags=tags,
             )
