@@ -155,7 +155,7 @@ class DogStatsdSink:
         try:
             client.get_socket()  # connects if it must, and says why it cannot, which a send would only log
         except OSError as error:
-            return _why(error)
+            return why(error)
         for line in packet.lines:
             _write(client, line, stamped=packet.stamped)
         if client.flush():
@@ -239,11 +239,13 @@ def _write(client: "DogStatsd", line: Item, *, stamped: bool) -> None:
             )
 
 
-def _why(error: OSError) -> str:
+def why(error: OSError) -> str:
+    """Why there is no connection, in one clause without the address."""
     if isinstance(error, socket.gaierror):
         return "the host name of the Datadog agent does not resolve"
-    reason = _NO_AGENT.get(error.errno or 0)
-    return reason or f"the Datadog agent cannot be reached: {error.strerror or type(error).__name__}".lower()
+    if reason := _NO_AGENT.get(error.errno or 0):
+        return reason
+    return f"the Datadog agent cannot be reached: {(error.strerror or '').lower() or type(error).__name__}"
 
 
 def _refused(client: "DogStatsd", remaining: float) -> bool:
