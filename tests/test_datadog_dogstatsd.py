@@ -108,7 +108,7 @@ def test_packets_have_the_recommended_size(agents: ExitStack, kind: Kind) -> Non
     sizes = [len(packet) for packet in receiver.packets(2)]
     assert sum(sizes) == sum(len(f"n:{i}.0|g|#litellm.target:eu,text:{'x' * 50}|T{CLOCK}\n") for i in range(200))
     assert max(sizes) <= most
-    assert min(sizes[:-1]) > most / 4
+    assert min(sizes[:-1]) > most / 2
 
 
 def test_an_event_stays_in_one_packet(agents: ExitStack) -> None:
@@ -129,7 +129,7 @@ def test_an_event_stays_in_one_packet(agents: ExitStack) -> None:
 def test_a_line_that_no_agent_takes_whole_is_not_sent(agents: ExitStack) -> None:
     """It would be cut off there and be another fact. What stands before it goes; then it is refused, alone."""
     receiver = agent(agents, "unixgram")
-    wide = Metric("wide", "gauge", "1", TIME, 1.0, {f"{i:03}a": "v" * 195 for i in range(MAX_LINE // 200)})
+    wide = Metric("wide", "gauge", "1", TIME, 1.0, {f"{i:03}a": "v" * 195 for i in range(MAX_LINE // 190)})
     to = sink(receiver.address)
     assert send(to, *numbered(2), wide, *numbered(1)) == Delivered(events=2)
     assert send(to, wide, *numbered(1)) == Rejected("longer than a Datadog agent takes", events=1)

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 PACKET: Final = {"udp": 1432, "unix": 8192}  # bytes; what Datadog recommends for each
 MAX_LINE: Final = 8192  # bytes; an agent cuts off what is beyond (its dogstatsd_buffer_size)
 NO_FLUSH: Final = 1 << 20  # bytes; more than any packet of ours, so that only we say when one is sent
-# Bytes of a line besides names, tags and texts: lengths, types, separators, timestamps, the container's id.
-AROUND: Final = 200
+# Bytes of a line at most besides names, tags and texts: value, lengths, types, separators, timestamp. And what the
+# client adds to it about the container.
+AROUND: Final = 80
+ORIGIN: Final = 300
 # An ICMP refusal of a UDP packet takes a round trip. From this machine itself it is there when the send returns.
 REFUSAL: Final = 0.1  # seconds
 
@@ -119,7 +121,7 @@ class DogStatsdSink:
         packets: list[Packet] = []
         count = 0
         for lines in self._lines(batches):
-            sizes = [_size(line) for line in lines]
+            sizes = [_size(line) + (ORIGIN if self._origin else 0) for line in lines]
             if max(sizes, default=0) > MAX_LINE:
                 _finish(packets, count)
                 return packets, count
