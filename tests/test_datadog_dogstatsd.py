@@ -210,7 +210,7 @@ def test_what_was_handed_over_is_not_sent_again(agents: ExitStack, kind: Kind) -
     receiver.misbehave("hang")
     events = numbered(2000, 150)
     to = sink(receiver.address)
-    outcome = to.send([batch(*events)], timeout=0.2)
+    outcome = to.send([batch(*events)], timeout=3)
     assert isinstance(outcome, Retry)
     assert 0 < outcome.delivered < len(events)
     receiver.misbehave(None)
