@@ -3,12 +3,15 @@
     .venv/bin/python benchmarks/agent.py start     seconds from exec to the first delivered event
     .venv/bin/python benchmarks/agent.py memory    MiB resident after 30 s of one target at default intervals
     .venv/bin/python benchmarks/agent.py cpu       ms of CPU for each poll; 20 targets at 1 s, 30 s
+    .venv/bin/python benchmarks/agent.py disk      bytes of spool for each event that is not delivered; 5 targets, 20 s
 
 Each prints one JSON object. The proxy has 20 deployments in the form of release 1.106.2.
 """
 
 import asyncio
 import json
+import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -21,7 +24,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from backends.litellm import Deployment, FakeLiteLLM
-from program import agent, write_config
+from program import agent, ledger, write_config
 
 STARTS = 7
 DEPLOYMENTS = 20
@@ -73,6 +76,26 @@ async def cpu(url: str) -> dict[str, object]:
             return {"polls": polls, "cpu_percent": used / 30 * 100, "cpu_ms_per_poll": used / polls * 1000}
 
 
+async def disk(url: str) -> dict[str, object]:
+    """The sink's pipe is read by nobody, so that everything stays in the spool."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        options = 'interval = "1s"\nhealth = { interval = "15s", background = "on" }'
+        write_config(folder, [url] * 5, options, 'drain_timeout = "0s"\n')
+        reading, writing = os.pipe()
+        try:
+            async with agent(folder, stdout=writing) as running:
+                await asyncio.sleep(20)
+                running.signal(signal.SIGTERM)
+                await running.ended()
+        finally:
+            os.close(reading)
+            os.close(writing)
+        account = await ledger(folder)
+        size = sum(path.stat().st_size for path in (folder / "state").glob("spool.db*"))
+        return {"events": account["pending"], "bytes_per_event": size / account["pending"]}
+
+
 async def serve() -> None:
     """The fake proxy, until standard input ends."""
     async with FakeLiteLLM() as proxy:
@@ -97,7 +120,7 @@ async def against_proxy(measure: Callable[[str], Awaitable[dict[str, object]]]) 
 
 
 def main() -> None:
-    what = {"start": start, "memory": memory, "cpu": cpu}
+    what = {"start": start, "memory": memory, "cpu": cpu, "disk": disk}
     if sys.argv[1:] == ["serve"]:
         asyncio.run(serve())
     elif len(sys.argv) == 2 and sys.argv[1] in what:

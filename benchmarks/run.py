@@ -39,6 +39,7 @@ def main() -> None:
     assert isinstance(start, dict)
     memory = measure("agent.py", "memory")
     cpu = measure("agent.py", "cpu")
+    disk = measure("agent.py", "disk")
     spool = measure("spool.py")
     otlp = measure("otlp.py")
     rows = [
@@ -51,6 +52,7 @@ def main() -> None:
         ("resident memory, idle, one target", f"{memory['rss_mib']:.1f} MiB", "60 MiB", "agent.py memory"),
         ("of that not shared with other processes", f"{memory['uss_mib']:.1f} MiB", "", "agent.py memory"),
         ("CPU for a poll, request to delivery", f"{cpu['cpu_ms_per_poll']:.2f} ms", "", "agent.py cpu"),
+        ("spool for an event that waits", f"{disk['bytes_per_event']:.0f} bytes", "", "agent.py disk"),
         (
             "through spool and pump, on one core",
             f"{spool['per_core_second']:,.0f} events/s",

@@ -195,7 +195,8 @@ class Config(Table):
     resource: Mapping[AttributeName, AttributeValue] = Field(
         default_factory=dict,
         description="Attributes of everything that is delivered, in OpenTelemetry's names, in quotes: "
-        '`"deployment.environment.name" = "prod"`.',
+        '`"deployment.environment.name" = "prod"`. A value that only the place of running knows is taken from a '
+        'variable, never a secret: `"k8s.pod.name" = { env = "POD_NAME" }`.',
         json_schema_extra={"additionalProperties": False},
     )
     targets: tuple[Target, ...] = Field(

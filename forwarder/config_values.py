@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, PlainValidator, WithJsonSchema
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, PlainValidator, ValidationInfo, WithJsonSchema
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 
@@ -157,7 +157,32 @@ def _attribute_name(value: object) -> str:
     return value
 
 
-def _attribute_value(value: object) -> str | int:
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_CUSTOMARY: Final = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
+_SECRET_NAME: Final = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL")
+
+
+def _attribute_value(value: object, info: ValidationInfo) -> str | int:
+    """The value itself, or `{ env = "NAME" }`, for what only the place of running knows. `info.context` is None or
+    has `environ`, and `secrets`: without them, as for commands beside the agent, a variable need not be set.
+    """
+    if not isinstance(value, dict) or value.keys() != {"env"}:
+        return _attribute(value)
+    name = value["env"]
+    if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
+        raise problem("env must be the name of an environment variable", 'as in { env = "POD_NAME" }')
+    if _SECRET_NAME.search(name.upper()):
+        raise problem("names a variable that holds a secret, by its name", "attributes go to every sink, in clear")
+    if info.context and name in info.context.environ:
+        return _attribute(info.context.environ[name])
+    if info.context and not info.context.secrets:
+        return "unread"
+    # What may be a secret, pasted where a name belongs, is not repeated.
+    which = f"environment variable {name}" if _CUSTOMARY.fullmatch(name) else "the environment variable it names"
+    raise problem(f"{which} is not set", "set it before starting")
+
+
+def _attribute(value: object) -> str | int:
     if isinstance(value, dict):
         raise problem("must be text or a whole number", 'a name with dots needs quotes: "service.namespace" = "llm"')
     if isinstance(value, bool) or not isinstance(value, str | int):
@@ -193,7 +218,21 @@ Name = Annotated[str, PlainValidator(_name), text_schema(NAME_PATTERN, "name")]
 OptionalName = Annotated[str | None, PlainValidator(_optional_name), text_schema(NAME_PATTERN, "name")]
 AttributeName = Annotated[str, PlainValidator(_attribute_name), text_schema(ATTRIBUTE_PATTERN, "attribute name")]
 AttributeValue = Annotated[
-    str | int, PlainValidator(_attribute_value), WithJsonSchema({"type": ["string", "integer"], "minLength": 1})
+    str | int,
+    PlainValidator(_attribute_value),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": ["string", "integer"], "minLength": 1},
+                {
+                    "type": "object",
+                    "properties": {"env": {"type": "string", "pattern": f"^{_VARIABLE.pattern}$"}},
+                    "required": ["env"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
 ]
 Header = Annotated[str, PlainValidator(_header), text_schema(HEADER_PATTERN, "name of an HTTP header")]
 Budget = Annotated[

@@ -127,6 +127,18 @@ def test_the_state_folder_is_the_one_that_systemd_gives(tmp_path: Path, monkeypa
     assert load(tmp_path, Parts().text()).agent.state_dir == tmp_path / "litellm-forwarder"
 
 
+def test_an_attribute_may_come_from_the_place_of_running(tmp_path: Path) -> None:
+    """Replicas that share a configuration are told apart: each names itself."""
+    text = Parts(head='[resource]\n"k8s.pod.name" = { env = "POD_NAME" }').text()
+    assert load(tmp_path, text, {"POD_NAME": "litellm-7d4"}).resource == {"k8s.pod.name": "litellm-7d4"}
+    assert lines(tmp_path, text, {"POD_NAME": "a\nb"}) == [
+        'resource."k8s.pod.name": must be 1 to 200 printable characters'
+    ]
+    # Commands beside the agent, in another environment, look into the spool all the same.
+    (tmp_path / "config.toml").write_text(text)
+    assert config.load(tmp_path / "config.toml", {}, secrets=False).targets
+
+
 def test_no_home_folder_is_said_and_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a container under an arbitrary user, state must not land in a folder called `~`."""
     monkeypatch.setattr("platformdirs.user_state_path", lambda _: Path("~/.local/state/litellm-forwarder"))

@@ -197,6 +197,22 @@ MISTAKES = [
         Parts(head='[resource]\n"my team" = "a"'),
         'resource."my team": is not an attribute name (as OpenTelemetry writes them: "deployment.environment.name")',
     ),
+    (
+        Parts(head='[resource]\nteam = { env = "THE_TEAM" }'),
+        "resource.team: environment variable THE_TEAM is not set (set it before starting)",
+    ),
+    (
+        Parts(head='[resource]\nteam = { env = "sk1234" }'),  # what may be a pasted secret is not repeated
+        "resource.team: the environment variable it names is not set (set it before starting)",
+    ),
+    (
+        Parts(head='[resource]\nteam = { env = "LITELLM_API_KEY" }'),
+        "resource.team: names a variable that holds a secret, by its name (attributes go to every sink, in clear)",
+    ),
+    (
+        Parts(head="[resource]\nteam = { env = 1 }"),
+        'resource.team: env must be the name of an environment variable (as in { env = "POD_NAME" })',
+    ),
     # paths and certificates
     (Parts(head="[agent]\nstate_dir = 1"), "agent.state_dir: is not a path (write it in quotes)"),
     (Parts(head='[agent]\nstate_dir = ""'), "agent.state_dir: is not a path (write it in quotes)"),
