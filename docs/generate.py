@@ -230,6 +230,7 @@ def metrics() -> str:
     text = NOTE + "\n" + METRICS + METRICS_HEAD
     for metric in catalog.METRICS:
         text += row(f"`{metric.name}`", metric.kind, f"`{metric.unit}`", codes(metric.attributes), metric.description)
+    text += f"\n## The proxy's own metrics\n\n{catalog.FAMILIES}"
     text += CHANGES_HEAD
     for change in catalog.CHANGES:
         text += row(f"`{change.name}`", change.severity, codes(change.attributes), change.description)

@@ -28,7 +28,8 @@ ATTRIBUTES: Final[dict[str, str]] = {
     "http.response.status_code": "the HTTP status the upstream or the proxy gave, when known",
     "dependency": "database, redis or router",
     "version": "the release the proxy says it is; of forwarder.info, the agent's own",
-    "state": "which requests are counted: in_flight, admitted, queued, rejected",
+    "state": "which requests are counted: in_flight, admitted, queued, rejected; or what became of the series of the "
+    "metrics page: kept, dropped, withheld, malformed",
     "sink": "name of a sink in the configuration",
     "reason": "why data was lost: spool_full, too_old, spool_unavailable, spool_corrupt",
     "outcome": "what became of a poll (listed below), of a send (delivered, retry, rejected, blocked) or of events "
@@ -57,6 +58,8 @@ PROBE_ERRORS: Final[dict[str, str]] = {
     "not_json": "an HTML page or other text instead of JSON",
     "malformed": "JSON that is cut off or damaged",
     "unexpected": "JSON of a shape no known release answers",
+    "not_metrics": "an HTML page or JSON instead of a Prometheus page",
+    "no_metrics": "a Prometheus page without LiteLLM's families: the metrics callback is not enabled, or not licensed",
 }
 
 POLL_OUTCOMES: Final[dict[str, str]] = {
@@ -108,6 +111,7 @@ ENDPOINTS: Final[tuple[EndpointDef, ...]] = (
     EndpointDef("backlog", "/health/backlog", True, "requests in the answering worker, from 1.106 on"),
     EndpointDef("latest", "/health/latest", True, "the age of stored checks, from 1.77 on with a database"),
     EndpointDef("model_info", "/model/info", True, "names and number of deployments; at start and once an hour"),
+    EndpointDef("metrics", "/metrics/", True, "the proxy's own metrics; see below. Open up to 1.84"),
     EndpointDef("health", "/health", True, "deployments; billed, unless the proxy checks in the background"),
 )
 
@@ -231,6 +235,17 @@ PROBE_BUDGET_REMAINING: Final = MetricDef(
     "{call}",
     "Billed calls left of today's budget (UTC day); absent when the budget is unlimited.",
 )
+METRICS_SERIES: Final = MetricDef(
+    "litellm.metrics.series",
+    "gauge",
+    "{series}",
+    "Series of the proxy's metrics page as Prometheus counts them: kept; dropped because `max_series` is reached "
+    "(lines, before they are merged); withheld because several processes answer in turn; malformed.",
+    ("state",),
+)
+METRICS_BAD_LINES: Final = MetricDef(
+    "litellm.metrics.bad_lines", "gauge", "{line}", "Lines of the last metrics page that could not be read."
+)
 
 # The agent's own. Sums count from its start.
 POLLS: Final = MetricDef(
@@ -319,6 +334,8 @@ METRICS: Final[tuple[MetricDef, ...]] = (
     PROBE_RESPONSE_SIZE,
     PROBE_BILLED_CALLS,
     PROBE_BUDGET_REMAINING,
+    METRICS_SERIES,
+    METRICS_BAD_LINES,
     POLLS,
     POLL_BYTES,
     POLL_LATENESS,
@@ -372,6 +389,44 @@ IS_READY: Final = ServiceCheckDef(
 )
 
 SERVICE_CHECKS: Final[tuple[ServiceCheckDef, ...]] = (CAN_CONNECT, IS_READY)
+
+# --- the proxy's own families ------------------------------------------------------------------------------------
+
+# Labels of LiteLLM 1.53 to 1.109 that identify people, their keys or their machines; aliases of keys are most often
+# names of people. And the upstream's address, which in real ones holds passwords and signatures.
+PERSONAL_LABELS: Final = (
+    "user",
+    "user_id",
+    "user_alias",
+    "user_email",
+    "end_user",
+    "requester",
+    "client_ip",
+    "user_agent",
+    "hashed_api_key",
+    "api_key_alias",
+    "api_key",
+    "api_base",
+)
+
+# `MetricDef.at` cannot know the families of every release. What it is for, that nothing unlisted leaves the agent, is
+# done by these rules in its place (forwarder.exposition). docs/metrics.md has them.
+FAMILIES: Final = """\
+The families of the proxy's metrics page go on under their own names, counters with their `_total`. No unit is told.
+
+- A family goes on if `include` has it and `exclude` has not. Series of the proxy's own health probes are left out
+  (`health_probes`), and so is every `_created`: it becomes the start time of its counter or histogram.
+- Counters are sums, histograms are histograms: cumulative, with a delta. `_sum` and `_count` of a summary are sums,
+  its quantiles gauges with a `quantile`. Everything else is a gauge. With `buckets = false` a histogram is two sums.
+- Attributes are the labels. Dropped are those that identify people, their keys and upstreams ({personal};
+  `keep_labels` asks for them), those of `drop_labels`, and those without a value: empty, or LiteLLM's `None`.
+- In what is left, user names, passwords and queries are cut out of URLs, keys (`sk-…`, `Bearer …`) are masked, control
+  characters replaced, and values cut at 200 characters.
+- Series that coincide without their labels become one: sums and histograms add up; of gauges the greatest goes on, or
+  the least where the name says `remaining`.
+- A gauge that is NaN or infinite is absent. Points carry the time of the reading; the page's timestamps and exemplars
+  are left out.
+""".format(personal=", ".join(f"`{label}`" for label in PERSONAL_LABELS))
 
 # --- changes ---------------------------------------------------------------------------------------------------
 
@@ -434,6 +489,20 @@ DEPLOYMENT_REMOVED: Final = ChangeDef(
 VERSION_CHANGED: Final = ChangeDef(
     "litellm.version.changed", "info", "The proxy says it is another release.", ("previous", "current")
 )
+METRICS_CAPPED: Final = ChangeDef(
+    "litellm.metrics.capped",
+    "warning",
+    "The metrics page has more series than `max_series`; those that were there first go on, the others are dropped.",
+)
+METRICS_MIXED: Final = ChangeDef(
+    "litellm.metrics.mixed",
+    "warning",
+    "Several processes answer for the metrics page in turn, each with counters of its own: sums and histograms are "
+    "withheld.",
+)
+METRICS_UNMIXED: Final = ChangeDef(
+    "litellm.metrics.unmixed", "info", "One process answers for the metrics page again: sums and histograms go on."
+)
 DATA_LOST: Final = ChangeDef(
     "forwarder.data.lost", "error", "The agent lost events of its own, and counted them.", ("sink", "reason")
 )
@@ -450,5 +519,8 @@ CHANGES: Final[tuple[ChangeDef, ...]] = (
     DEPLOYMENT_REMOVED,
     VERSION_CHANGED,
     BUDGET_SPENT,
+    METRICS_CAPPED,
+    METRICS_MIXED,
+    METRICS_UNMIXED,
     DATA_LOST,
 )

@@ -18,6 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import WithDefaultSchema
 
 from forwarder import config_errors, config_file
+from forwarder.config_metrics import Metrics
 from forwarder.config_references import ApiKey, Folder, Stamp, Surroundings, exists, stamp
 from forwarder.config_sinks import SinkConfig
 from forwarder.config_tables import Connection, Table
@@ -164,6 +165,7 @@ class Target(Connection):
         json_schema_extra={"uniqueItems": False},  # naming one twice does no harm
     )
     health: Health = Field(default_factory=Health, description="How `/health` is read.")
+    metrics: Metrics = Field(default_factory=Metrics, description="How the target's metrics page is read.")
     changes: Changes = Field(default_factory=Changes, description="When a verdict becomes a change.")
 
     def key_headers(self) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 A `Batch` is the events of one poll. It is what the spool stores and what sinks are given. Values are finite;
 times are integer nanoseconds since the Unix epoch, UTC, taken when the reply arrived. Unknown is absence.
+
+Nothing here can refer to itself, so the garbage collector need not look (`gc=False`): a page of metrics has thousands.
 """
 
 import math
@@ -17,7 +19,7 @@ Kind = Literal["gauge", "sum", "histogram"]
 Severity = Literal["info", "warning", "error"]
 
 
-class Histogram(msgspec.Struct, frozen=True, array_like=True):
+class Histogram(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Explicit-bucket histogram. `counts` has one entry more than `bounds`; counts are not cumulated over buckets."""
 
     bounds: tuple[float, ...]
@@ -26,7 +28,7 @@ class Histogram(msgspec.Struct, frozen=True, array_like=True):
     count: int
 
 
-class Delta(msgspec.Struct, frozen=True, array_like=True):
+class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a sum or histogram grew by since the reading at `since` (ns), computed once, before the spool,
     so that a resend repeats the same numbers.
     """
@@ -36,7 +38,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     histogram: Histogram | None = None
 
 
-class Metric(msgspec.Struct, frozen=True, tag="m", array_like=True):
+class Metric(msgspec.Struct, frozen=True, tag="m", array_like=True, gc=False):
     """One point. `kind` gauge has `value`; sum is monotonic and cumulative since `start_time`;
     histogram is cumulative and has `histogram` instead of `value`. `unit` is UCUM.
     """
@@ -52,7 +54,7 @@ class Metric(msgspec.Struct, frozen=True, tag="m", array_like=True):
     delta: Delta | None = None
 
 
-class Change(msgspec.Struct, frozen=True, tag="c", array_like=True):
+class Change(msgspec.Struct, frozen=True, tag="c", array_like=True, gc=False):
     """A transition, told once: Datadog event, OTLP log record, New Relic event.
 
     `title` is one line; `text` is for people; neither ever holds text that a proxy sent.
@@ -69,13 +71,13 @@ class Change(msgspec.Struct, frozen=True, tag="c", array_like=True):
 Event = Metric | Change
 
 
-class Resource(msgspec.Struct, frozen=True, array_like=True):
+class Resource(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What was observed: the target, plus the configured resource attributes."""
 
     attributes: Attributes = {}
 
 
-class Batch(msgspec.Struct, frozen=True, array_like=True):
+class Batch(msgspec.Struct, frozen=True, array_like=True, gc=False):
     resource: Resource
     time: int
     events: tuple[Event, ...]

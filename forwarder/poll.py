@@ -7,7 +7,7 @@ back from endpoints that the target does not have or that refuse the key, and as
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple, get_args
 
@@ -16,7 +16,7 @@ import msgspec
 from forwarder import catalog, cost
 from forwarder.config import Target
 from forwarder.errors import CodecError
-from forwarder.events import Batch, Delta, Event, Metric, Resource
+from forwarder.events import Batch, Change, Delta, Event, Metric, Resource
 from forwarder.http import Client
 from forwarder.intake import Intake
 from forwarder.logs import fields
@@ -25,6 +25,7 @@ from forwarder.normalize.deployments import count_metrics, decode_names, deploym
 from forwarder.normalize.proxy import verdict_of
 from forwarder.normalize.reading import Endpoint, Reading
 from forwarder.reply import Reply
+from forwarder.scrape import Scrape, Scraper, fetch_metrics
 from forwarder.telemetry import Telemetry
 from forwarder.troubles import Troubles
 
@@ -35,6 +36,7 @@ LIVELINESS_ALIAS: Final = "/health/liveness"
 
 ABSENT_RETRY: Final = 3600.0  # seconds until an endpoint that a target does not have is tried again
 AUTH_RETRY: Final = 300.0  # the same where the key was refused: a rotated key heals, a wrong one does not hammer
+NO_METRICS_RETRY: Final = 300.0  # a metrics page may be empty until the first request
 MODEL_INFO_INTERVAL: Final = 3600.0  # it is large (1.7 MB for 200 deployments) and only counts deployments
 
 LARGE: Final = 512 * 1024  # bytes of a reply; ordinary ones (200 deployments) take 2 to 4 ms
@@ -53,6 +55,8 @@ async def fetch(client: Client, endpoint: Endpoint, timeout: float) -> Reply:
 
 def pause(endpoint: Endpoint, reading: Reading, retry_after: float | None) -> float:
     """Seconds in which the endpoint is left alone, beyond its interval."""
+    if endpoint == "metrics" and (reading.absent or reading.error == "no_metrics"):
+        return NO_METRICS_RETRY
     if reading.absent:
         return ABSENT_RETRY
     if reading.error == "auth" or (reading.error and endpoint == "model_info"):
@@ -60,6 +64,11 @@ def pause(endpoint: Endpoint, reading: Reading, retry_after: float | None) -> fl
     if reading.error:
         return min(retry_after or 0.0, ABSENT_RETRY)
     return MODEL_INFO_INTERVAL if endpoint == "model_info" else 0.0
+
+
+def outcome_of(reading: Reading) -> str:
+    """One of catalog.POLL_OUTCOMES."""
+    return "absent" if reading.absent else "failure" if reading.error else "success"
 
 
 class Said(NamedTuple):
@@ -118,6 +127,7 @@ class Poller:
         self._troubles = Troubles(target.name, target.url)
         self._names: dict[str, str] = {}  # of deployments, from model_info
         self._began: dict[Endpoint, int] = {}  # when each was last polled
+        self._scraper = Scraper(target)
         self._announce = announce
         self._told_deployments: int | None = None
         self._retired = False
@@ -125,6 +135,8 @@ class Poller:
     def _wanted(self, endpoint: Endpoint) -> bool:
         if endpoint == "health":
             return self.target.health.enabled
+        if endpoint == "metrics":
+            return self.target.metrics.enabled
         if endpoint == "model_info" and not self.target.health.enabled:
             return False  # it serves what /health says, and costs
         return endpoint not in self.target.skip
@@ -140,6 +152,7 @@ class Poller:
             "changes": changes.decode,
             "cost": cost.decode,
             "names": decode_names,
+            "metrics": self._scraper.open,
         }
         for kind, read in readers.items():
             data = state.get(self._key(kind))
@@ -189,6 +202,8 @@ class Poller:
     def follow(self, known: Known) -> None:
         """Take up what the poller of this target before knew, as `open` does after a restart."""
         self._account, self._changes, self._names, self._stored = known
+        if metrics := self._stored.get(self._key("metrics")):
+            self._scraper.open(metrics)
         if self._account.deployments is not None:
             self._tell_cost(self._account)
 
@@ -203,6 +218,10 @@ class Poller:
 
     # --- when -------------------------------------------------------------------------------------------------------
 
+    def interval(self, endpoint: Endpoint) -> float:
+        """Seconds between two ticks."""
+        return self.target.metrics.interval if endpoint == "metrics" else self.target.interval
+
     def due(self, endpoint: Endpoint) -> bool:
         """True when a tick should become a poll now."""
         if endpoint in self._busy:
@@ -214,9 +233,9 @@ class Poller:
         if endpoint != "health":
             # The first poll is made at start, out of the schedule's phase: the tick right after it is no second one.
             since = now - self._began.get(endpoint, 0)
-            return not 0 <= since < self.target.interval * 1e9 / 2
+            return not 0 <= since < self.interval(endpoint) * 1e9 / 2
         # /health waits until every cheap endpoint has had its say: they may show that it is not needed, or free.
-        if any(e not in self._last for e in self.endpoints if e != "health"):
+        if any(e not in self._last for e in self.endpoints if e not in ("health", "metrics")):
             return False
         # A proxy that is down, or too busy to say that it lives, is not asked for its most expensive answer.
         liveliness = self._last.get("liveliness")
@@ -241,6 +260,9 @@ class Poller:
             self._busy.discard(endpoint)
 
     async def _poll(self, endpoint: Endpoint) -> None:
+        if endpoint == "metrics":
+            await self._poll_metrics()
+            return
         timeout = self.target.timeout
         if endpoint == "health":
             if not await self._may_spend():
@@ -252,8 +274,7 @@ class Poller:
             reading = await asyncio.to_thread(normalize, endpoint, reply, keyed=keyed)
         else:
             reading = normalize(endpoint, reply, keyed=keyed)
-        outcome = "absent" if reading.absent else "failure" if reading.error else "success"
-        self._telemetry.polled(self.target.name, endpoint, outcome, len(reply.body))
+        self._telemetry.polled(self.target.name, endpoint, outcome_of(reading), len(reply.body))
         if reading.names is not None:
             self._names = dict(reading.names)
         if reading.deployments:
@@ -262,6 +283,34 @@ class Poller:
             if self._retired:
                 return
             await self._absorb(endpoint, reply, reading)
+
+    async def _poll_metrics(self) -> None:
+        reply = await fetch_metrics(self._client, self.target.metrics)
+        keyed = self.target.api_key is not None
+        if len(reply.body) > LARGE:
+            scrape = await asyncio.to_thread(self._scraper.read, reply, keyed=keyed)
+        else:
+            scrape = self._scraper.read(reply, keyed=keyed)
+        reading = scrape.reading
+        self._telemetry.polled(self.target.name, "metrics", outcome_of(reading), len(reply.body))
+        async with self._lock:
+            if self._retired:
+                return
+            before = self._last.get("metrics")
+            if reading.absent and (before is None or before.reading.detail != reading.detail):
+                log.info(reading.detail, extra=self._fields(endpoint="metrics"))
+            self._note("metrics", reading, reply.time, reply.retry_after)
+            if scrape.events:
+                await self._put_metrics(reply.time, scrape)
+
+    async def _put_metrics(self, now: int, scrape: Scrape) -> None:
+        states = {} if scrape.state is None else {self._key("metrics"): scrape.state}
+        if not await self._intake.put(Batch(self._resource, now, tuple(scrape.events)), states):
+            return
+        self._stored |= states
+        if scrape.state is not None:
+            self._scraper.stored()
+        self._tell([event for event in scrape.events if isinstance(event, Change)])
 
     async def _may_spend(self) -> bool:
         """Ask the cost guard, and book the poll durably before it is made."""
@@ -322,6 +371,9 @@ class Poller:
             source=endpoint if endpoint == self._source else None,
         )
         await self._put(now, [*events, *told], account, state)
+        self._tell(told)
+
+    def _tell(self, told: Sequence[Change]) -> None:
         for change in told[:TOLD]:
             log.log(LEVELS[change.severity], change.title, extra=self._fields(change=change.name))
         if len(told) > TOLD:
@@ -331,7 +383,9 @@ class Poller:
         """Remember what the endpoint said, when to ask again, and log what is new about it."""
         if reading.absent:
             log.debug("the target does not have the endpoint", extra=self._fields(endpoint=endpoint))
-        interval = self._budget.interval + self.target.health.timeout if endpoint == "health" else self.target.interval
+        interval = self.interval(endpoint)
+        if endpoint == "health":
+            interval = self._budget.interval + self.target.health.timeout
         self._last[endpoint] = Said(reading, now + int((2 * interval + self.target.timeout) * 1e9))
         self._not_before[endpoint] = now + int(pause(endpoint, reading, retry_after) * 1e9)
         if endpoint == "models" and reading.deployments is not None:

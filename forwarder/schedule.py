@@ -148,7 +148,7 @@ def phased(poller: Poller, endpoint: Endpoint, now: datetime) -> IntervalTrigger
     """Every `interval`, at a phase that only the names decide: the same after a restart, and spread over targets.
     (APScheduler's jitter would add up from run to run.)
     """
-    interval = poller.target.interval
+    interval = poller.interval(endpoint)
     phase = zlib.crc32(job_id(poller, endpoint).encode()) / 2**32 * interval
     start = (now.timestamp() // interval) * interval + phase
     if start <= now.timestamp():

@@ -73,6 +73,16 @@ async def check_sinks_are_independent(store: Store) -> None:
     assert await pending(spool, "a") == [4]
 
 
+async def check_a_large_batch_is_put_whole(store: Store) -> None:
+    """A metrics page has ten thousand events: all of them and the state, or nothing; in order, counted right."""
+    spool = await store.open()
+    await spool.attach(["a"])
+    await spool.put(batch(*range(2500)), {"state": b"x"})
+    assert (await account(spool, "a")).pending == 2500
+    assert await drain(spool, "a") == list(range(2500))
+    assert (await account(spool, "a")).delivered == 2500
+
+
 async def check_reading_is_bounded(store: Store) -> None:
     """`max_events` cuts batches; `max_bytes` ends the reading, but never before one piece."""
     spool = await store.open()

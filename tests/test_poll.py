@@ -246,10 +246,12 @@ async def test_one_unreadable_state_leaves_the_others(world: World) -> None:
 
 
 def test_the_lists_of_endpoints_agree() -> None:
-    """What is read, what is documented, and what `skip` takes: all but /health and the two that every proxy has."""
+    """What is read, what is documented, and what `skip` takes: all but the two that every proxy has, and those with a
+    table of their own.
+    """
     names = set(get_args(Endpoint))
     assert {endpoint.name for endpoint in catalog.ENDPOINTS} == names
-    assert set(get_args(settings.OptionalEndpoint)) == names - {"liveliness", "readiness", "health"}
+    assert set(get_args(settings.OptionalEndpoint)) == names - {"liveliness", "readiness", "health", "metrics"}
 
 
 async def test_one_health_poll_at_a_time(world: World) -> None:

@@ -12,6 +12,7 @@ from forwarder.events import Metric
 from forwarder.normalize.deployments import count_metrics, deployment_metrics
 from forwarder.normalize.envelope import Envelope, explain, probe_metrics, unwrap
 from forwarder.normalize.health import health, models
+from forwarder.normalize.metrics_page import metrics_page
 from forwarder.normalize.proxy import liveliness, readiness, readiness_details, verdict
 from forwarder.normalize.reading import Deployment, Endpoint, Reading
 from forwarder.normalize.services import backlog, latest, model_info, services, shared_status
@@ -47,8 +48,11 @@ def normalize(endpoint: Endpoint, reply: Reply, *, keyed: bool) -> Reading:
 
     The metrics of the Reading are those of the probe, litellm.up, .ready, .info, .dependency.*, .router.models,
     .backlog.requests and ages of stored checks. Left to the poller: litellm.health, which needs several endpoints, and
-    those of deployments (`deployment_metrics`, `count_metrics`). An absent endpoint has no metrics.
+    those of deployments (`deployment_metrics`, `count_metrics`); and what is on the metrics page. An absent endpoint
+    has no metrics.
     """
+    if endpoint == "metrics":  # no JSON, and what is on it needs the page before: see forwarder.exposition
+        return metrics_page(reply, keyed=keyed)
     envelope = unwrap(endpoint, reply, keyed=keyed)
     reading = Reading(absent=True) if envelope.absent else _READERS[endpoint](envelope, reply)
     if reading.absent:

@@ -24,6 +24,7 @@ Endpoint = Literal[
     "backlog",
     "latest",
     "model_info",
+    "metrics",
 ]
 
 MAX_NAME: Final = 200  # characters; the shortest limit of the backends (Datadog tags)

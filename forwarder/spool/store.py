@@ -39,7 +39,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An encoded batch; `time` in ns UTC."""
+    """An encoded batch, or a part of one; `time` in ns UTC."""
 
     time: int
     events: int
@@ -73,11 +73,12 @@ def attach(db: sqlite3.Connection, sinks: Sequence[str]) -> None:
 
 
 def put(
-    db: sqlite3.Connection, entry: Entry | None, state: Mapping[str, bytes], *, now: int, bounds: Bounds
+    db: sqlite3.Connection, entries: Sequence[Entry], state: Mapping[str, bytes], *, now: int, bounds: Bounds
 ) -> PutResult:
     dropped: dict[str, int] = {}
-    if entry is not None:
-        dropped = _accept(db, entry, bounds)
+    for entry in entries:
+        for sink, lost in _accept(db, entry, bounds).items():
+            dropped[sink] = dropped.get(sink, 0) + lost
     _remember(db, state)
     for seq in _overdue(db, now - bounds.max_age, bounds.max_bytes):
         for sink, lost in _drop(db, seq).items():

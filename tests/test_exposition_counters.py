@@ -1,0 +1,302 @@
+"""Deltas, resets and restarts: what grew between two readings, never more and never less."""
+
+import pytest
+from exposition_pages import HISTOGRAM, NOW, SECOND, Reader, deltas, histogram, page, values
+
+from forwarder.errors import CodecError
+from forwarder.events import Delta
+from forwarder.exposition.counters import CALM, LONGEST_GAP
+
+BEGAN = NOW / SECOND - 1000  # seconds: when the proxy's process started
+ALICE, BOB = '{user="alice"}', '{user="bob"}'
+
+
+def test_the_first_reading_has_no_delta_and_the_next_has() -> None:
+    """What was counted before we came is no growth."""
+    reader = Reader()
+    assert deltas(reader.read(page({"": 100}, began=BEGAN))) == [None]
+    points = reader.read(page({"": 103}, began=BEGAN))
+    assert points[0].delta == Delta(NOW + 15 * SECOND, 3.0)
+    assert (points[0].value, points[0].kind, points[0].time) == (103.0, "sum", NOW + 30 * SECOND)
+
+
+def test_the_start_time_is_that_of_the_series_else_of_the_process_else_of_the_first_reading() -> None:
+    """And it stays: a backend takes another start for a reset."""
+    made = BEGAN + 100
+    for body, start in (
+        (page({"": 1}, began=BEGAN, created={"": made}), int(made * SECOND)),
+        (page({"": 1}, began=BEGAN), int(BEGAN * SECOND)),
+        (page({"": 1}), NOW + 15 * SECOND),
+    ):
+        reader = Reader()
+        assert [reader.read(body)[0].start_time for _ in range(3)] == [start] * 3
+
+
+def test_a_series_that_appears_counts_from_zero() -> None:
+    """It was not there at the last reading, in the same process."""
+    reader = Reader()
+    reader.read(page({'{model="a"}': 5}))
+    points = reader.read(page({'{model="a"}': 5, '{model="b"}': 2}))
+    assert deltas(points) == [0.0, 2.0]
+    assert points[1].start_time == NOW + 15 * SECOND  # the reading before
+
+
+def test_a_restarted_proxy_counts_from_its_new_start() -> None:
+    """Also where its counter has already passed the old value, and where a series is gone."""
+    reader = Reader()
+    reader.read(page({'{model="a"}': 5, '{model="b"}': 7}, began=BEGAN))
+    again = (reader.now + 5 * SECOND) / SECOND
+    points = reader.read(page({'{model="a"}': 9}, began=again))
+    assert (deltas(points), values(points)) == ([9.0], [9.0])
+    assert points[0].start_time == int(again * SECOND)
+    assert deltas(reader.read(page({'{model="a"}': 9, '{model="b"}': 1}, began=again))) == [0.0, 1.0]
+
+
+def test_a_series_that_was_made_anew_counts_from_there() -> None:
+    """`_created` moved, although the value did not fall."""
+    reader = Reader()
+    reader.read(page({"": 5}, began=BEGAN, created={"": BEGAN}))
+    made = (reader.now + SECOND) / SECOND
+    points = reader.read(page({"": 8}, began=BEGAN, created={"": made}))
+    assert (deltas(points), points[0].start_time) == ([8.0], int(made * SECOND))
+
+
+def test_a_fall_that_nothing_explains_claims_no_growth() -> None:
+    """A restart in multiprocess mode, which says no start, or another worker: nobody knows."""
+    reader = Reader()
+    reader.read(page({"": 1000}))
+    points = reader.read(page({"": 900}))
+    assert (deltas(points), values(points)) == ([None], [900.0])
+    assert points[0].start_time == NOW + 15 * SECOND
+    assert deltas(reader.read(page({"": 901}))) == [1.0]
+
+
+def test_no_spike_after_a_long_gap() -> None:
+    """A delta over hours would be one where its interval is not looked at."""
+    reader = Reader()
+    reader.read(page({"": 5}))
+    assert deltas(reader.read(page({"": 5000}), seconds=LONGEST_GAP / SECOND + 1)) == [None]
+    assert deltas(reader.read(page({"": 5001}))) == [1.0]
+
+
+def test_a_clock_that_was_set_back_makes_no_delta() -> None:
+    """It would end before it began."""
+    reader = Reader()
+    reader.read(page({"": 5}))
+    assert deltas(reader.read(page({"": 7}), seconds=-60)) == [None]
+    assert deltas(reader.read(page({"": 8}))) == [1.0]
+
+
+def test_what_could_not_be_stored_is_counted_by_the_next_reading() -> None:
+    """A full disk loses the points, not the growth."""
+    reader = Reader()
+    reader.read(page({"": 5}))
+    assert deltas(reader.read(page({"": 7}), stored=False)) == [2.0]
+    assert deltas(reader.read(page({"": 8}))) == [3.0]
+
+
+# --- series that coincide ------------------------------------------------------------------------------------------
+
+
+def test_series_that_coincide_add_up() -> None:
+    """Without the label that told them apart."""
+    reader = Reader()
+    points = reader.read(page({ALICE: 5, BOB: 7}))
+    assert (values(points), points[0].attributes) == ([12.0], {})
+    assert deltas(reader.read(page({ALICE: 6, BOB: 9}))) == [3.0]
+
+
+def test_of_series_that_coincide_one_may_begin_anew() -> None:
+    """The total neither falls nor jumps, and the delta is what is known to have grown."""
+    reader = Reader()
+    reader.read(page({ALICE: 500, BOB: 7}))
+    points = reader.read(page({ALICE: 1, BOB: 9}))
+    assert (deltas(points), values(points)) == ([2.0], [510.0])
+    assert values(reader.read(page({ALICE: 2, BOB: 9}))) == [511.0]
+
+
+def test_of_series_that_coincide_one_may_vanish_and_come_back() -> None:
+    """Its share stays in the total, and is not counted twice."""
+    reader = Reader()
+    reader.read(page({ALICE: 500, BOB: 7}))
+    points = reader.read(page({BOB: 8}))
+    assert (deltas(points), values(points)) == ([1.0], [508.0])
+    points = reader.read(page({ALICE: 501, BOB: 8}))
+    assert (deltas(points), values(points)) == ([1.0], [509.0])
+
+
+def test_a_share_survives_being_forgotten() -> None:
+    """Series that are long gone make room for others."""
+    reader = Reader(max_series=2)
+    reader.read(page({ALICE: 500, BOB: 7, '{model="x"}': 1, '{model="y"}': 3}))
+    for _ in range(29):
+        reader.read(page({BOB: 7, '{model="y"}': 4}))
+    points = reader.read(page({BOB: 7, '{model="y"}': 4}))
+    assert values(points) == [507.0, 4.0]
+    assert reader.page.capped == 0
+    # What the cap had left out was there before: its appearance is no growth.
+    assert deltas(reader.read(page({BOB: 8, '{model="y"}': 5}))) == [1.0, 1.0]
+
+
+def test_what_the_cap_left_out_is_no_growth_when_there_is_room_for_it() -> None:
+    """It was there before; only its `_created` could say otherwise."""
+    reader = Reader(max_series=1)
+    reader.read(page({'{model="x"}': 1, '{model="y"}': 100}))
+    found = []
+    for _ in range(30):
+        found += reader.read(page({'{model="y"}': 101}))
+    assert [point.attributes for point in found[:1]] == [{"model": "y"}]
+    assert deltas(found)[:2] == [None, 0.0]
+
+
+def test_a_restart_of_the_proxy_begins_the_total_anew() -> None:
+    """With what others had left in it."""
+    reader = Reader()
+    reader.read(page({ALICE: 500, BOB: 7}, began=BEGAN))
+    reader.read(page({BOB: 8}, began=BEGAN))
+    points = reader.read(page({BOB: 2}, began=(reader.now + SECOND) / SECOND))
+    assert (deltas(points), values(points)) == ([2.0], [2.0])
+
+
+# --- histograms ----------------------------------------------------------------------------------------------------
+
+
+def test_a_histogram_with_its_delta() -> None:
+    """Buckets of the page are cumulative; ours are not."""
+    reader = Reader()
+    first = HISTOGRAM + histogram({"0.1": 1, "1.0": 3, "+Inf": 4}, 5.5)
+    second = HISTOGRAM + histogram({"0.1": 2, "1.0": 4, "+Inf": 7}, 50.5)
+    reader.read(first.encode())
+    (point,) = reader.read(second.encode())
+    assert (point.name, point.kind, point.value) == ("litellm_latency", "histogram", None)
+    assert point.histogram is not None
+    assert point.histogram.bounds == (0.1, 1.0)
+    assert (point.histogram.counts, point.histogram.sum, point.histogram.count) == ((2, 2, 3), 50.5, 7)
+    assert point.delta is not None
+    assert point.delta.histogram is not None
+    grown = point.delta.histogram
+    assert (grown.counts, grown.sum, grown.count) == ((1, 0, 2), 45.0, 3)
+
+
+def test_histograms_that_coincide_add_up_bucket_by_bucket() -> None:
+    """As sums do."""
+    reader = Reader()
+    one, two = histogram({"1.0": 3, "+Inf": 4}, 5.5, 'user="a"'), histogram({"1.0": 1, "+Inf": 1}, 0.5, 'user="b"')
+    (point,) = reader.read((HISTOGRAM + one + two).encode())
+    assert point.histogram is not None
+    assert (point.histogram.counts, point.histogram.sum, point.histogram.count) == ((4, 1), 6.0, 5)
+
+
+def test_a_histogram_without_buckets_is_two_sums() -> None:
+    """For backends that bill each bucket."""
+    reader = Reader(buckets=False)
+    points = reader.read((HISTOGRAM + histogram({"1.0": 3, "+Inf": 4}, 5.5)).encode())
+    assert [(p.name, p.kind, p.value) for p in points] == [
+        ("litellm_latency_count", "sum", 4.0),
+        ("litellm_latency_sum", "sum", 5.5),
+    ]
+
+
+# --- several processes ---------------------------------------------------------------------------------------------
+
+
+def test_workers_with_counters_of_their_own_make_no_nonsense_and_are_recognised() -> None:
+    """Behind one address, each with its own registry: never a delta from one to the other, in either direction."""
+    reader = Reader()
+    one, two = (page({"": 1000}, began=BEGAN), page({"": 5}, began=BEGAN + 0.5))
+    turned, points = [], []
+    for body in (one, two, one, two, two, one, two, one):
+        points = reader.read(body)
+        assert all(delta in (None, 0.0) for delta in deltas(points))
+        turned.append(reader.counters.turned)
+    assert turned.count(True) == 1
+    assert reader.counters.mixed
+    assert values(points) == []
+    assert reader.counters.withheld == 1
+
+
+def test_workers_that_do_not_tell_their_start_are_recognised_by_their_falls() -> None:
+    """A counter that falls again and again is several."""
+    reader = Reader()
+    for value in (1000, 5, 1001, 6, 1002, 7):
+        reader.read(page({"": value}))
+    assert reader.counters.mixed
+
+
+def test_a_proxy_that_crashes_again_and_again_is_one() -> None:
+    """Each start is later than the reading before it."""
+    reader = Reader()
+    for _ in range(12):
+        assert deltas(reader.read(page({"": 3}, began=(reader.now + SECOND) / SECOND))) in ([None], [3.0])
+    assert not reader.counters.mixed
+
+
+def test_one_process_again() -> None:
+    """Once it has answered for a while; what it counted meanwhile is no spike."""
+    reader = Reader()
+    one, two = (page({"": 1000}, began=BEGAN), page({"": 5}, began=BEGAN + 0.5))
+    for body in (one, two) * 4:
+        reader.read(body)
+    for count in range(CALM + 1):
+        reader.read(page({"": 1000 + count}, began=BEGAN))
+    points = reader.read(page({"": 1002 + CALM}, began=BEGAN))
+    assert not reader.counters.mixed
+    assert deltas(points) == [2.0]
+
+
+# --- restarts of the agent -----------------------------------------------------------------------------------------
+
+
+def test_a_restart_of_the_agent_loses_no_growth() -> None:
+    """The baseline is stored with the batch it belongs to, so a crash loses none either."""
+    reader = Reader()
+    body = page({ALICE: 5, BOB: 7}, more=HISTOGRAM + histogram({"1.0": 3, "+Inf": 4}, 5.5))
+    start = [point.start_time for point in reader.read(body)]
+    later = page({ALICE: 6, BOB: 9}, more=HISTOGRAM + histogram({"1.0": 3, "+Inf": 5}, 9.5))
+    points = reader.restarted().read(later)
+    assert deltas(points) == [3.0]
+    assert points[1].delta is not None
+    assert points[1].delta.histogram is not None
+    assert points[1].delta.histogram.counts == (0, 1)
+    assert [point.start_time for point in points] == start
+
+
+def test_a_share_survives_a_restart_of_the_agent() -> None:
+    """Of a series that was gone before, and of one that goes meanwhile."""
+    reader = Reader()
+    reader.read(page({ALICE: 500, BOB: 7, '{user="carol"}': 3}))
+    reader.read(page({ALICE: 500, BOB: 7}))
+    points = reader.restarted().read(page({BOB: 8}))
+    assert (deltas(points), values(points)) == ([1.0], [511.0])
+
+
+def test_new_rules_make_no_growth_of_what_they_let_through() -> None:
+    """What was left out before was there all the same."""
+    reader = Reader(exclude=["litellm_latency"])
+    body = page({"": 5}, more=HISTOGRAM + histogram({"1.0": 3, "+Inf": 4}, 5.5))
+    reader.read(body)
+    points = reader.restarted().read(body)
+    assert [point.delta is None for point in points] == [False, True]
+
+
+def test_a_restart_of_the_agent_keeps_the_same_series_under_the_cap() -> None:
+    """In whatever order the page has them now; gauges too."""
+    gauge = "# TYPE litellm_state gauge\nlitellm_state 2\n"
+    reader = Reader(max_series=3)
+    reader.read(page({'{model="x"}': 1, '{model="y"}': 1}, more=gauge))
+    later = page({'{model="a"}': 1, '{model="b"}': 1, '{model="y"}': 2, '{model="x"}': 1}, more=gauge)
+    points = reader.restarted(max_series=3).read(later)
+    assert [(point.name, point.attributes) for point in points if point.kind == "gauge"] == [("litellm_state", {})]
+    assert sorted((str(point.attributes["model"]), point.delta) for point in points if point.kind == "sum") == [
+        ("x", Delta(NOW + 15 * SECOND, 0.0)),
+        ("y", Delta(NOW + 15 * SECOND, 1.0)),
+    ]
+
+
+def test_what_no_run_has_left_is_refused() -> None:
+    """A damaged state starts anew, with a line in the log."""
+    reader = Reader()
+    reader.read(page({"": 5}))
+    reader.state = reader.state[:-5]
+    with pytest.raises(CodecError, match="damaged"):
+        reader.restarted()

@@ -1,0 +1,227 @@
+"""A page as a whole: what goes on, under which attributes, within which bounds, and how it is told."""
+
+import pytest
+from exposition_pages import HISTOGRAM, VERSIONS, Reader, deltas, histogram, page, recorded, values
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forwarder.catalog import PERSONAL_LABELS
+from forwarder.exposition.selection import PROBE, clean
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_second_reading_says_what_the_first_said(version: str) -> None:
+    """It goes another, faster way."""
+    reader = Reader()
+    body = recorded(version)
+    first, second = reader.read(body), reader.read(body)
+    assert [(p.name, p.attributes, p.value, p.histogram) for p in first] == [
+        (p.name, p.attributes, p.value, p.histogram) for p in second
+    ]
+    assert (reader.page.bad_lines, reader.page.malformed, reader.page.capped) == (0, 0, 0)
+    assert set(deltas(second)) <= {0.0}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_nothing_of_a_recorded_page_identifies_anybody(version: str) -> None:
+    """Nor has it probes, series of the process, `_created`, or a secret."""
+    points = Reader().read(recorded(version))
+    assert points
+    for point in points:
+        assert point.name.startswith("litellm_")
+        assert not point.name.endswith("_created")
+        assert not point.attributes.keys() & {*PERSONAL_LABELS, "le"}
+        assert not {"None", "", PROBE} & set(point.attributes.values())
+        assert "LEAKTEST" not in str(point)
+
+
+def test_labels_can_be_asked_for() -> None:
+    """And are cleaned all the same: real ones hold passwords and signatures."""
+    dropped = sorted({*PERSONAL_LABELS} - {"api_base", "hashed_api_key"})
+    for version in VERSIONS[1:]:
+        points = Reader(drop_labels=dropped).read(recorded(version))
+        assert any("api_base" in point.attributes for point in points)
+        assert "LEAKTEST" not in str(points)
+
+
+@pytest.mark.parametrize(
+    ("value", "cleaned"),
+    [
+        ("http://user:pass@host:1/v1?sig=x#y", "http://host:1/v1"),
+        ("https://user:p@ss/w?rd@host/v1", "https://host/v1"),
+        ("see postgres://u:p@db/x and redis://:p@r", "see postgres://db/x and redis://r"),
+        ("sk-1234567890abcdef", "sk-***"),
+        ("Bearer abc.def-ghi", "Bearer ***"),
+        ("a\nb\u2028c", "a_b_c"),
+        ("x" * 500, "x" * 200),
+        ("openai/gpt-4o", "openai/gpt-4o"),
+        (" ", None),
+    ],
+)
+def test_values_are_cleaned(value: str, cleaned: str | None) -> None:
+    """Users ask for models of any name, and put anything into it."""
+    assert clean(value) == cleaned
+
+
+def test_include_and_exclude() -> None:
+    """By family, with or without `_total`; `_created` never goes on by itself."""
+    body = page({"": 1}, created={"": 5}, more=HISTOGRAM + histogram({"+Inf": 1}, 1) + "python_info 1\n")
+    assert [p.name for p in Reader().read(body)] == ["litellm_requests_total", "litellm_latency"]
+    assert [p.name for p in Reader(include=["python_*"]).read(body)] == ["python_info"]
+    assert [p.name for p in Reader(exclude=["litellm_requests"]).read(body)] == ["litellm_latency"]
+    assert [p.name for p in Reader(exclude=["litellm_lat*"]).read(body)] == ["litellm_requests_total"]
+
+
+def test_probes_of_the_proxy_can_be_asked_for() -> None:
+    """They are most of some pages."""
+    body = page({f'{{api_key_alias="{PROBE}"}}': 5, "{}": 2})
+    assert values(Reader().read(body)) == [2.0]
+    assert values(Reader(health_probes=True).read(body)) == [7.0]
+
+
+def test_gauges_that_coincide() -> None:
+    """The greatest, or the least of what remains: a state of 2 is an outage, and a budget of 0 is spent."""
+    body = b"""# TYPE litellm_state gauge
+litellm_state{user="a"} 0
+litellm_state{user="b"} 2
+# TYPE litellm_remaining_budget gauge
+litellm_remaining_budget{user="a"} 5
+litellm_remaining_budget{user="b"} 0
+litellm_remaining_budget{user="c"} NaN
+# TYPE litellm_other gauge
+litellm_other +Inf
+"""
+    found = {p.name: p.value for p in Reader().read(body)}
+    assert found == {"litellm_state": 2.0, "litellm_remaining_budget": 0.0}
+
+
+def test_summaries_and_untyped() -> None:
+    """Count and sum are sums, quantiles and all that has no type are gauges."""
+    body = b"""# TYPE litellm_size summary
+litellm_size{quantile="0.5"} 3
+litellm_size_sum 10
+litellm_size_count 4
+litellm_size_created 1700000000
+litellm_untyped 7
+"""
+    points = Reader().read(body)
+    assert [(p.name, p.kind, p.value, p.attributes) for p in points] == [
+        ("litellm_size", "gauge", 3.0, {"quantile": "0.5"}),
+        ("litellm_size_sum", "sum", 10.0, {}),
+        ("litellm_size_count", "sum", 4.0, {}),
+        ("litellm_untyped", "gauge", 7.0, {}),
+    ]
+
+
+def test_openmetrics_yields_the_same_points() -> None:
+    """Families without `_total`, samples with, and a `_created` beside them."""
+    body = b"""# TYPE litellm_requests counter
+litellm_requests_total{a="b"} 5 # {trace_id="x"} 1
+litellm_requests_created{a="b"} 1700000000.5
+# EOF
+"""
+    (point,) = Reader().read(body)
+    assert (point.name, point.value, point.start_time) == ("litellm_requests_total", 5.0, 1_700_000_000_500_000_000)
+
+
+def test_a_bad_line_costs_that_line() -> None:
+    """And is counted, at every reading."""
+    reader = Reader()
+    body = page({"": 5}, more='litellm_x{a="b 1\n\xff\nlitellm_y{le="1"}\n')
+    for _ in range(2):
+        assert values(reader.read(body)) == [5.0]
+        assert reader.page.bad_lines == 3
+
+
+def test_lines_end_at_a_line_feed_alone() -> None:
+    """U+2028, U+0085 and a vertical tab are part of the label."""
+    body = page({'{model="a\u2028b\u0085c\x0bd"}': 5})
+    (point,) = Reader().read(body)
+    assert point.attributes == {"model": "a_b_c_d"}
+
+
+def test_timestamps_are_left_out_and_do_not_make_series() -> None:
+    """`a 1 5` is not the series `a 1`."""
+    reader = Reader()
+    for value in (5, 7):
+        reader.read(f"# TYPE litellm_a counter\nlitellm_a {value} 1700000000000\n".encode())
+    points = reader.read(b"# TYPE litellm_a counter\nlitellm_a 7 1700000000000\n")
+    assert (values(points), deltas(points), len(points)) == ([7.0], [0.0], 1)
+    points = reader.read(b"litellm_a 8\nlitellm_a 7 9\n")
+    assert values(points) == [7.0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'litellm_latency_bucket{le="1.0"} 1\nlitellm_latency_sum 1\n',  # no +Inf
+        'litellm_latency_bucket{le="+Inf"} 1\n',  # no sum
+        "litellm_latency_sum 1\n",  # no buckets
+        "litellm_latency 1\n",
+    ],
+)
+def test_what_is_no_histogram_is_counted(text: str) -> None:
+    """And left out."""
+    reader = Reader()
+    assert reader.read((HISTOGRAM + text).encode()) == []
+    assert reader.page.malformed == 1
+
+
+def test_buckets_that_fall_are_left_out() -> None:
+    """More below 1 than below 10 cannot be."""
+    assert Reader().read((HISTOGRAM + histogram({"1.0": 5, "10.0": 3, "+Inf": 7}, 1)).encode()) == []
+
+
+def test_another_release_with_other_types_and_buckets() -> None:
+    """The page is read anew; its counters count from the new process's start."""
+    reader = Reader()
+    reader.read(page({}, began=1000, more=HISTOGRAM + histogram({"1.0": 1, "+Inf": 1}, 1)))
+    again = reader.now / 1e9 + 1
+    points = reader.read(page({}, began=again, more=HISTOGRAM + histogram({"2.0": 3, "+Inf": 4}, 9)))
+    assert points[0].histogram is not None
+    assert points[0].histogram.bounds == (2.0,)
+    assert points[0].delta is not None
+    assert points[0].delta.histogram is not None
+    assert points[0].delta.histogram.count == 4
+    assert values(reader.read(b"# TYPE litellm_latency counter\nlitellm_latency 5\n")) == [5.0]
+
+
+# --- bounds ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_cap_keeps_what_was_there_and_counts_the_rest() -> None:
+    """A histogram goes on whole or not at all; buckets, sum and count are series."""
+    reader = Reader(max_series=7)
+    first = page({'{a="1"}': 1}, more=HISTOGRAM + histogram({"1.0": 1, "+Inf": 1}, 1))
+    assert len(reader.read(first)) == 2
+    assert reader.page.kept == 5
+    later = page({f'{{a="{n}"}}': n for n in range(9, 0, -1)}, more=HISTOGRAM + histogram({"1.0": 2, "+Inf": 2}, 1))
+    for _ in range(2):
+        points = reader.read(later)
+        assert sorted(p.attributes.get("a", "") for p in points) == ["", "1", "8", "9"]
+        assert (reader.page.kept, reader.page.capped) == (7, 6)
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """A page with other series at every reading, as users make them who ask for models that do not exist."""
+    reader = Reader(max_series=50)
+    for number in range(300):
+        reader.read(page({f'{{model="{number}-{n}"}}': 1 for n in range(100)}))
+    assert len(reader.page._places) < 3000
+    assert len(reader.page.members) <= 50
+    assert len(reader.page.values) < 3000
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 5)), max_size=60))
+def test_totals_are_what_was_counted(steps: list[tuple[str, int]]) -> None:
+    """Whatever grows and appears when: the deltas add up to what the page counts."""
+    reader = Reader()
+    counters = dict.fromkeys("abc", 10)
+    reader.read(page({f'{{user="{user}"}}': count for user, count in counters.items()}))
+    total = 0.0
+    for user, growth in steps:
+        counters[user] = counters.get(user, 0) + growth
+        points = reader.read(page({f'{{user="{user}"}}': count for user, count in counters.items()}))
+        assert values(points) == [float(sum(counters.values()))]
+        total += deltas(points)[0] or 0.0
+    assert total == sum(counters.values()) - 30
