@@ -97,6 +97,8 @@ def configure(level: str, stream: TextIO, form: Format = "text", environ: Mappin
     # Our jobs only start tasks; what they come to is logged by the poller. At a stop APScheduler cancels jobs that
     # have not begun, and would log each with a traceback.
     logging.getLogger("apscheduler").setLevel(logging.CRITICAL)
+    # It would log each packet that an agent does not take; the pump says what the sink makes of it, once.
+    logging.getLogger("datadog").setLevel(logging.CRITICAL)
 
 
 def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
