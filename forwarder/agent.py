@@ -1,7 +1,7 @@
 """The life of the agent: start, drain, stop, and going over to another configuration while it runs.
 
-lock → spool → pumps → schedule
-stop, in reverse: no new polls → polls in flight are given up → drain → release → close
+lock → spool → pumps → status → schedule
+stop: no status → no new polls → polls in flight are given up → drain → release → close
 """
 
 import asyncio
@@ -28,6 +28,8 @@ from forwarder.reload import Difference, Names, difference
 from forwarder.schedule import FIRST_SPREAD, Schedule
 from forwarder.sinks.base import Sink
 from forwarder.spool.lock import StateLock
+from forwarder.status.board import Board
+from forwarder.status.server import StatusServer
 from forwarder.telemetry import Observed, Since, Telemetry, own_resource
 
 log = logging.getLogger(__name__)
@@ -68,7 +70,8 @@ class Agent:
         self._lock: Final = StateLock(config.agent.state_dir)
         self._instance: Final = Instance(config.agent.state_dir, config.agent.instance)
         self._own = Resource({})  # known when the instance is
-        self._intake = Intake(self.spool, {}, telemetry=self.telemetry)
+        self._board: Final = Board(self)
+        self._intake = Intake(self.spool, {}, telemetry=self.telemetry, watch=self._board.see)
         clients = build_clients(config)
         self._clients = {target.name: client for target, client in zip(config.targets, clients, strict=True)}
         self._pollers = {target.name: self._poller(target, config) for target in config.targets}
@@ -100,7 +103,7 @@ class Agent:
 
         `beside` is begun when everything is up, and cancelled when the stop begins.
         """
-        async with self._running():
+        async with self._running(), self._status():
             self._schedule.start()
             for number, poller in enumerate(self.pollers):
                 self._schedule.add(poller, delay=number * FIRST_SPREAD)
@@ -123,6 +126,34 @@ class Agent:
             await asyncio.gather(*(p.tick("health") for p in self.pollers if "health" in p.endpoints))
         return self.drained
 
+    # --- how it is, for the status pages -------------------------------------------------------------------------
+
+    @property
+    def spool_takes(self) -> bool:
+        """Whether the spool took what was last given to it."""
+        return self._intake.takes
+
+    @property
+    def silent(self) -> float:
+        """Seconds since the scheduler last gave a sign of life; 0 while it need not."""
+        return self._schedule.silent
+
+    @asynccontextmanager
+    async def _status(self) -> AsyncIterator[None]:
+        """The status pages are served, and their history is kept, inside."""
+        tasks = [asyncio.create_task(self._board.keep())]
+        if self.config.agent.listen is not None:
+            tasks.append(asyncio.create_task(StatusServer(self.config.agent.listen, self._board).run()))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    log.error("bug in the status pages", exc_info=outcome)
+            await self._board.store(everything=True)
+
     # --- start and stop -------------------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -140,6 +171,7 @@ class Agent:
                 state, damaged = await self.spool.state(), await self._intake.damaged()
                 for poller in self.pollers:
                     poller.open(state, damaged=damaged)
+                self._board.open(state)
                 for pump in self.pumps:
                     self._deliver(pump)
                 spool_watch = asyncio.create_task(self._guarded(self._watch_spool))

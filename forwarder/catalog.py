@@ -312,6 +312,9 @@ UPTIME: Final = MetricDef("forwarder.uptime", "gauge", "s", "Time since the agen
 AGENT_INFO: Final = MetricDef(
     "forwarder.info", "gauge", "1", "Always 1; carries the release of the agent.", ("version",)
 )
+TEST: Final = MetricDef(
+    "forwarder.test", "gauge", "1", "Always 1; sent by `litellm-forwarder doctor` alone, to see that it arrives."
+)
 
 METRICS: Final[tuple[MetricDef, ...]] = (
     HEALTH,
@@ -352,6 +355,7 @@ METRICS: Final[tuple[MetricDef, ...]] = (
     MEMORY,
     UPTIME,
     AGENT_INFO,
+    TEST,
 )
 
 # --- service checks --------------------------------------------------------------------------------------------
@@ -507,6 +511,10 @@ DATA_LOST: Final = ChangeDef(
     "forwarder.data.lost", "error", "The agent lost events of its own, and counted them.", ("sink", "reason")
 )
 
+TEST_CHANGE: Final = ChangeDef(
+    "forwarder.test", "info", "A test; sent by `litellm-forwarder doctor` alone, to see that it arrives."
+)
+
 CHANGES: Final[tuple[ChangeDef, ...]] = (
     PROXY_DOWN,
     PROXY_UP,
@@ -523,4 +531,5 @@ CHANGES: Final[tuple[ChangeDef, ...]] = (
     METRICS_MIXED,
     METRICS_UNMIXED,
     DATA_LOST,
+    TEST_CHANGE,
 )

@@ -23,11 +23,13 @@ from forwarder.config_references import ApiKey, Folder, Stamp, Surroundings, exi
 from forwarder.config_sinks import SinkConfig
 from forwarder.config_tables import Connection, Table
 from forwarder.config_values import (
+    Address,
     AttributeName,
     AttributeValue,
     Budget,
     Duration,
     Header,
+    Listen,
     Name,
     OptionalName,
     Size,
@@ -57,6 +59,16 @@ class Agent(Table):
         default=None,
         description="What tells this agent from others that watch the same targets: OTLP sends it in "
         "`service.instance.id`. Default: the host's name and eight digits, made once and kept in the state folder.",
+    )
+    listen: Annotated[Address | None, Listen()] = Field(
+        default=Address("127.0.0.1", 9464),
+        description="Where the status page, `/healthz`, `/readyz`, `/metrics` and `/api/status` are served, without a "
+        'password: leave it on loopback, or guard it. `"off"` serves none.',
+    )
+    expose_health: bool = Field(
+        default=True,
+        description="Whether `/metrics` shows, beside the agent's own metrics, the newest gauges of every target: "
+        "`litellm.health` and all others of metrics.md. What is not known now is left out.",
     )
     drain_timeout: Annotated[float, Duration("0s", "1h")] = Field(
         default=20.0, description="How long a stopping agent goes on delivering what is spooled."
@@ -304,6 +316,6 @@ class _Schema(GenerateJsonSchema):
         result = super().default_schema(schema)
         default = result.pop("default", None)
         how = schema["schema"].get("serialization", {})
-        if default is not None and how.get("type") == "function-plain":  # that of Duration and Size
-            default = how["function"](default)
+        if default is not None and how.get("type") == "function-plain":  # that of Duration, Size and Listen
+            default = how["function"](schema["default"])
         return result if default is None else result | {"default": default}

@@ -4,6 +4,7 @@ Each is a marker for `Annotated`, so that a model's field says both what it is i
 TOML. No message holds a value: what stands in the wrong place may be a secret.
 """
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
@@ -245,6 +246,59 @@ Budget = Annotated[
         }
     ),
 ]
+
+# --- where to listen -------------------------------------------------------------------------------------------
+
+LISTEN_PATTERN: Final = r"^(off|(localhost|[0-9.]{7,15}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5})$"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An IP address, without brackets, and a TCP port; port 0 is any that is free."""
+
+    host: str
+    port: int
+
+    @property
+    def loopback(self) -> bool:
+        return ipaddress.ip_address(self.host).is_loopback
+
+    @property
+    def url(self) -> str:
+        """Where it is reached from here: an address that means all of them, by loopback."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
+        return f"http://{Address(host, self.port)}"
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Listen:
+    """An `Address`, written "127.0.0.1:9464" or "[::1]:9464"; "off" is None."""
+
+    def read(self, value: object) -> Address | None:
+        if value == "off":
+            return None
+        if not isinstance(value, str) or not re.fullmatch(LISTEN_PATTERN, value):
+            raise problem("is not an IP address and a port", 'as in "127.0.0.1:9464" or "[::1]:9464"; "off" for none')
+        host, _, port = value.rpartition(":")
+        host = "127.0.0.1" if host == "localhost" else host.strip("[]")
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise problem("has no IP address before its port", 'as in "127.0.0.1:9464" or "[::1]:9464"') from None
+        if int(port) > 65535:
+            raise problem("has a port above 65535")
+        return Address(host, int(port))
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        text = core_schema.plain_serializer_function_ser_schema(lambda value: "off" if value is None else str(value))
+        return core_schema.no_info_plain_validator_function(self.read, serialization=text)
+
+    def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "pattern": LISTEN_PATTERN, "title": 'address, or "off"'}
+
 
 # --- URLs ------------------------------------------------------------------------------------------------------
 

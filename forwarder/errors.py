@@ -36,10 +36,10 @@ class Exit(IntEnum):
 
 EXIT_MEANINGS: Final = {
     Exit.OK: "all is well",
-    Exit.UNHEALTHY: "`check`, `inspect`: a proxy is unhealthy, or its state is not known; `poll --once`: events are "
-    "left in the spool; `spool`: the ledger does not add up, or an id is no dead letter; `notify test`: a message was "
-    "not taken",
-    Exit.UNREACHABLE: "`check`, `inspect`: a proxy cannot be reached",
+    Exit.UNHEALTHY: "`check`, `inspect`: a proxy is unhealthy, or its state is not known; `status`: something is the "
+    "matter; `alive`: the agent is not; `doctor`: a check failed; `poll --once`: events are left in the "
+    "spool; `spool`: the ledger does not add up, or an id is no dead letter; `notify test`: a message was not taken",
+    Exit.UNREACHABLE: "`check`, `inspect`: a proxy cannot be reached; `status`: no agent answers",
     Exit.USAGE: "the command line is wrong",
     Exit.BUG: "a bug in litellm-forwarder",
     Exit.STATE: "the state folder or the spool cannot be used",

@@ -24,6 +24,9 @@ TELL_EVERY: Final = 60_000_000_000  # ns
 SETTLED: Final = 10_000_000_000  # ns
 
 
+Watch = Callable[[Batch, bool], None]
+
+
 class Intake:
     def __init__(
         self,
@@ -32,11 +35,14 @@ class Intake:
         *,
         telemetry: Telemetry | None = None,
         clock: Callable[[], int] = time.time_ns,
+        watch: Watch = lambda _batch, _stored: None,
     ) -> None:
+        """`watch` is shown every batch, and whether the spool took it; status pages are made from that."""
         self._spool = spool
         self._telemetry = telemetry or Telemetry()
         self.resource = Resource(dict(resource))  # of what it says itself
         self._clock = clock
+        self._watch = watch
         self._untold: Counter[tuple[str, str]] = Counter()  # (sink or "", reason) → events
         self._damage: list[Damage] = []  # not told yet
         self.damages = 0  # found since the start: whoever keeps state in the spool must store it again
@@ -58,7 +64,11 @@ class Intake:
             result = await self._spool.put(batch, state)
         except SpoolUnavailable as error:
             self._lose(batch, str(error))
+            if batch is not None:
+                self._watch(batch, False)
             return False
+        if batch is not None:
+            self._watch(batch, True)
         if self._unavailable_since is not None and self._clock() - self._refused_at >= SETTLED:
             seconds = (self._clock() - self._unavailable_since) // 1_000_000_000
             log.info("the spool takes events again", extra=fields(after=f"{seconds}s"))
@@ -68,6 +78,11 @@ class Intake:
         if not 0 <= self._clock() - self._told_at < TELL_EVERY:
             await self.report()
         return True
+
+    @property
+    def takes(self) -> bool:
+        """Whether the spool took what was last given to it."""
+        return self._unavailable_since is None
 
     async def damaged(self) -> bool:
         """Whether the spool was found damaged since the last report; what is stored is then not what was."""
@@ -93,11 +108,14 @@ class Intake:
             return
         for (sink, reason), events in sorted(lost.items()):
             log.error("events were lost", extra=fields(events=events, sink=sink or None, reason=reason))
+        batch = Batch(self.resource, now, _changes(lost, damage, now))
         try:
-            self._dropped(await self._spool.put(Batch(self.resource, now, _changes(lost, damage, now))))
+            self._dropped(await self._spool.put(batch))
         except SpoolUnavailable:
             self._untold += lost
             self._damage = [*damage, *self._damage]
+        else:
+            self._watch(batch, True)
 
     def _dropped(self, result: PutResult) -> None:
         for sink, events in result.dropped.items():

@@ -53,6 +53,16 @@ async def fetch(client: Client, endpoint: Endpoint, timeout: float) -> Reply:
     return reply
 
 
+def endpoints_of(target: Target) -> tuple[Endpoint, ...]:
+    """What is read of the target."""
+    skip: set[str] = set(target.skip)
+    if not target.health.enabled:
+        skip |= {"health", "model_info"}  # model_info serves what /health says, and costs
+    if not target.metrics.enabled:
+        skip.add("metrics")
+    return tuple(endpoint for endpoint in get_args(Endpoint) if endpoint not in skip)
+
+
 def pause(endpoint: Endpoint, reading: Reading, retry_after: float | None) -> float:
     """Seconds in which the endpoint is left alone, beyond its interval."""
     if endpoint == "metrics" and (reading.absent or reading.error == "no_metrics"):
@@ -76,6 +86,18 @@ class Said(NamedTuple):
 
     reading: Reading
     until: int
+
+
+class Seen(NamedTuple):
+    """What a poller knows at a moment, for those who show it: what each endpoint said last, when it was last asked and
+    before when it is not asked again (ns UTC), and what /health costs.
+    """
+
+    said: Mapping[Endpoint, Said]
+    asked: Mapping[Endpoint, int]
+    not_before: Mapping[Endpoint, int]
+    account: cost.Account
+    budget: cost.Budget
 
 
 class Known(NamedTuple):
@@ -103,7 +125,7 @@ class Poller:
     ) -> None:
         """`announce`: whether the arithmetic of what /health costs is told at start; a cron job need not."""
         self.target = target
-        self.endpoints: Final[tuple[Endpoint, ...]] = tuple(e for e in get_args(Endpoint) if self._wanted(e))
+        self.endpoints: Final = endpoints_of(target)
         self._client = client
         self._intake = intake
         self._telemetry = telemetry or Telemetry()
@@ -132,14 +154,15 @@ class Poller:
         self._told_deployments: int | None = None
         self._retired = False
 
-    def _wanted(self, endpoint: Endpoint) -> bool:
-        if endpoint == "health":
-            return self.target.health.enabled
-        if endpoint == "metrics":
-            return self.target.metrics.enabled
-        if endpoint == "model_info" and not self.target.health.enabled:
-            return False  # it serves what /health says, and costs
-        return endpoint not in self.target.skip
+    def lasting(self, endpoint: str) -> float:
+        """Seconds for which what the endpoint said is taken for now: two readings may fail to come."""
+        health = self._budget.interval + self.target.health.timeout
+        interval = {"health": health, "metrics": self.target.metrics.interval}.get(endpoint, self.target.interval)
+        return 2 * interval + self.target.timeout
+
+    def seen(self) -> Seen:
+        """What is known now; a copy."""
+        return Seen(dict(self._last), dict(self._began), dict(self._not_before), self._account, self._budget)
 
     # --- state that survives restarts -------------------------------------------------------------------------------
 
@@ -383,10 +406,7 @@ class Poller:
         """Remember what the endpoint said, when to ask again, and log what is new about it."""
         if reading.absent:
             log.debug("the target does not have the endpoint", extra=self._fields(endpoint=endpoint))
-        interval = self.interval(endpoint)
-        if endpoint == "health":
-            interval = self._budget.interval + self.target.health.timeout
-        self._last[endpoint] = Said(reading, now + int((2 * interval + self.target.timeout) * 1e9))
+        self._last[endpoint] = Said(reading, now + int(self.lasting(endpoint) * 1e9))
         self._not_before[endpoint] = now + int(pause(endpoint, reading, retry_after) * 1e9)
         if endpoint == "models" and reading.deployments is not None:
             self._source = "models"

@@ -54,13 +54,17 @@ Sleep = Callable[[float], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class PumpStatus:
-    """How a sink does, for status pages and exit codes. `since` and `last_success` are ns UTC."""
+    """How a sink does, for status pages and exit codes. `since`, `last_success` and `failed_at` are ns UTC.
+    `last_error` stays when the failure is over.
+    """
 
     state: State = "idle"
     since: int = 0
     reason: str = ""
     attempts: int = 0  # failed in a row
     last_success: int | None = None
+    last_error: str = ""
+    failed_at: int | None = None
 
 
 class Pump:
@@ -257,7 +261,7 @@ class Pump:
                 extra=fields(sink=self.sink.name, after=f"{seconds}s", attempts=self.status.attempts),
             )
         since = self.status.since if self.status.state == "delivering" else now
-        self.status = PumpStatus("delivering", since, last_success=now)
+        self.status = replace(self.status, state="delivering", since=since, reason="", attempts=0, last_success=now)
 
     async def _rejected(self, pieces: list[Piece], outcome: Rejected) -> Step:
         if (sent := _sent(outcome, _count(pieces))) > 1:
@@ -365,7 +369,15 @@ class Pump:
         # Compared, because a backend may well ask for "nan" seconds.
         self._asked = after if after is not None and after > 0 else 0.0
         self._failures += 1
-        self.status = replace(self.status, state=state, reason=reason, since=since, attempts=self.status.attempts + 1)
+        self.status = replace(
+            self.status,
+            state=state,
+            reason=reason,
+            since=since,
+            attempts=self.status.attempts + 1,
+            last_error=reason,
+            failed_at=now,
+        )
 
     def _spool_works(self) -> None:
         if self.status.state == "spool_unavailable":

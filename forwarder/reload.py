@@ -43,7 +43,7 @@ class Difference:
         return bool(self.targets or self.sinks or self.fixed or self.others)
 
 
-FIXED = frozenset({"agent.state_dir", "agent.instance"})
+FIXED = frozenset({"agent.state_dir", "agent.instance", "agent.listen"})
 
 
 def difference(old: Config, new: Config, touched: AbstractSet[Path]) -> Difference:

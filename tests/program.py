@@ -73,11 +73,21 @@ async def call_shell(script: str, *arguments: str, cwd: Path) -> Finished:
     return Finished(process.returncode, out.decode(), err.decode())
 
 
-async def on_terminal(*arguments: str, cwd: Path, answer: bytes, until: bytes) -> tuple[int, str]:
-    """Run a command on a terminal; give `answer` when `until` is shown. Its exit code, and what it showed."""
+async def on_terminal(
+    *arguments: str, cwd: Path, answer: bytes, until: bytes, env: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Run a command on a terminal; give `answer` (Ctrl-C as the signal that it is) when `until` is shown. Its exit
+    code, and what it showed.
+    """
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
-        *PROGRAM, *arguments, cwd=cwd, env=environment({"TERM": "xterm"}), stdin=theirs, stdout=theirs, stderr=theirs
+        *PROGRAM,
+        *arguments,
+        cwd=cwd,
+        env=environment({"TERM": "xterm", **(env or {})}),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
     )
     os.close(theirs)
     shown = b""
@@ -90,7 +100,10 @@ async def on_terminal(*arguments: str, cwd: Path, answer: bytes, until: bytes) -
                     break
                 shown += part
                 if until in shown and answer:
-                    os.write(ours, answer)
+                    if answer == b"\x03":
+                        process.send_signal(signal.SIGINT)
+                    else:
+                        os.write(ours, answer)
                     answer = b""
             code = await process.wait()
     finally:
@@ -167,10 +180,10 @@ async def agent(
         await process.wait()
 
 
-def write_config(folder: Path, urls: Sequence[str], target: str = "", more: str = "") -> None:
+def write_config(folder: Path, urls: Sequence[str], target: str = "", more: str = "", *, listen: str = "off") -> None:
     """A configuration with the state beside it; `target` is appended to each target's table."""
     targets = "".join(f'[[targets]]\nname = "t{n}"\nurl = "{url}"\n{target}\n' for n, url in enumerate(urls))
-    head = '[agent]\nstate_dir = "state"\n'
+    head = f'[agent]\nstate_dir = "state"\nlisten = "{listen}"\n'
     (folder / "config.toml").write_text(f'{head}{more}\n{targets}\n[sinks.console]\ntype = "console"\n')
 
 

@@ -214,7 +214,22 @@ async def test_completion(shell: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "run", "poll", "check", "inspect", "validate", "spool", "spool replay", "catalog", "completion"]
+    "command",
+    [
+        "",
+        "run",
+        "poll",
+        "status",
+        "alive",
+        "doctor",
+        "check",
+        "inspect",
+        "validate",
+        "spool",
+        "spool replay",
+        "catalog",
+        "completion",
+    ],
 )
 async def test_help(command: str, tmp_path: Path) -> None:
     """Every command explains itself."""

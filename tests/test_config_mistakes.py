@@ -24,7 +24,10 @@ MISTAKES = [
     (Parts(head='[agent]\nlog-level = "info"'), "agent.log-level: is not a known key (did you mean log_level?)"),
     (
         Parts(head="[agent]\nx = 1"),
-        "agent.x: is not a known key (known: drain_timeout, instance, log_format, log_level, state_dir)",
+        (
+            "agent.x: is not a known key "
+            "(known: drain_timeout, expose_health, instance, listen, log_format, log_level, state_dir)"
+        ),
     ),
     (Parts(target="intervall = 1"), "targets[0].intervall: is not a known key (did you mean interval?)"),
     (

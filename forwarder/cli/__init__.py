@@ -12,9 +12,11 @@ import click
 from forwarder.agent import Agent
 from forwarder.cli.common import PROGRAM, ReaderGone, config_option, drop_unwritten, plug_standard_streams, start
 from forwarder.cli.describe import catalog_, completion, validate
+from forwarder.cli.doctor import doctor
 from forwarder.cli.look import check, inspect
 from forwarder.cli.notify import notify
 from forwarder.cli.spool import spool
+from forwarder.cli.status import alive, status
 from forwarder.errors import EXIT_MEANINGS, Exit, ForwarderError
 from forwarder.logs import Format, trace_of
 from forwarder.process import run_until_signalled
@@ -85,5 +87,5 @@ def poll(config_path: Path | None, *, once: bool) -> int:
     return Exit.OK if delivered else Exit.UNHEALTHY
 
 
-for command in (check, inspect, validate, spool, notify, catalog_, completion):
+for command in (status, alive, doctor, check, inspect, validate, spool, notify, catalog_, completion):
     cli.add_command(command)

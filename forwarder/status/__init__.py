@@ -1,0 +1,1 @@
+"""What the agent shows of itself and of the proxies: the view, its history, and the HTTP server that serves both."""

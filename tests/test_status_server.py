@@ -1,0 +1,194 @@
+"""The status server over real sockets: what it answers, to whom, and what nobody can do to it."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+import status_views as views
+from status_site import Board, Site, serving
+
+from forwarder.config_values import Address
+from forwarder.status import server as module
+from forwarder.status.server import MOST, StatusServer
+from forwarder.status.view import decode
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with serving(Address("127.0.0.1", 0), Board()) as found:
+        yield found
+
+
+async def test_what_it_serves(site: Site) -> None:
+    """The page, its changing part, and the JSON, which reads back as the view."""
+    page = await site.get("/")
+    assert page.status == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.body.startswith(b"<!doctype html>")
+    assert "sha256-" in page.headers["content-security-policy"]
+    assert (await site.get("/?main")).body.startswith(b"<main")
+    status = await site.get("/api/status")
+    assert status.headers["content-type"] == "application/json"
+    assert decode(status.body) == site.board.shown
+    assert json.loads(status.body)["format"] == 1
+
+
+async def test_health_and_readiness_are_the_agents_own(site: Site) -> None:
+    """200 or 503, with the reasons, whatever proxies and sinks do."""
+    for path in ("/healthz", "/readyz"):
+        answer = await site.get(path)
+        assert answer.status == 200
+        assert json.loads(answer.body) == {"service": "litellm-forwarder", "status": "ok", "problems": []}
+    site.board.problem, site.board.waiting = "the scheduler is 90 s behind", ["target eu was not read yet"]
+    answer = await site.get("/healthz")
+    assert answer.status == 503
+    assert json.loads(answer.body)["problems"] == ["the scheduler is 90 s behind"]
+    assert (await site.get("/readyz")).status == 503
+
+
+async def test_every_answer_has_the_headers(site: Site) -> None:
+    """Nothing is sniffed, framed, cached or kept open."""
+    for path in ["/", "/?main", "/api/status", "/healthz", "/readyz", "/no/such", "/api/../etc"]:
+        answer = await site.get(path)
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["connection"] == "close"
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+        assert "server" not in answer.headers
+
+
+async def test_only_reading(site: Site) -> None:
+    """Nothing can be changed over it, so nothing else is answered."""
+    methods = ("POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "NONSENSE")
+    for method, path in itertools.product(methods, ("/", "/api/status", "/healthz")):
+        assert (await site.get(path, method=method)).status == 405
+
+
+async def test_head(site: Site) -> None:
+    """The headers of GET, without the body."""
+    answer = await site.get("/", method="HEAD")
+    assert (answer.status, answer.body) == (200, b"")
+
+
+async def test_on_loopback_it_answers_to_loopback_names(site: Site) -> None:
+    """By any port, because it may have been forwarded."""
+    for host in ("localhost", "LOCALHOST:9464", "localhost.:80", "127.0.0.1:9464", "127.8.8.8", "[::1]", "[::1]:9464"):
+        assert (await site.get("/healthz", host=host)).status == 200
+
+
+async def test_on_loopback_other_names_are_refused(site: Site) -> None:
+    """A web page that had its own name resolve to 127.0.0.1 reads nothing."""
+    evil = (
+        "evil.example",
+        "evil.example:9464",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "",
+        "[",
+        "10.0.0.1",
+    )
+    for host, path in itertools.product(evil, ("/", "/api/status")):
+        answer = await site.get(path, host=host)
+        assert answer.status == 421
+        assert b"eu" not in answer.body
+
+
+async def test_elsewhere_any_name_is_answered(caplog: pytest.LogCaptureFixture) -> None:
+    """A kubelet asks by the pod's address. The log says that there is no password."""
+    async with serving(Address("0.0.0.0", 0), Board()) as site:  # noqa: S104 - that is the case
+        assert (await site.get("/healthz", host="10.1.2.3:9464")).status == 200
+    assert "it has no password" in caplog.text
+
+
+async def test_a_bug_is_told_in_the_log_alone(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """The server goes on."""
+    site.board.shown = RuntimeError("CANARY")
+    answer = await site.get("/")
+    assert answer.status == 500
+    assert b"CANARY" not in answer.body
+    assert "bug in the status server" in caplog.text
+    site.board.shown = views.view()
+    assert (await site.get("/")).status == 200
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x16\x03\x01\x02\x00nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 70_000]
+)
+async def test_what_is_not_a_request(site: Site, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """Answered 400; no line in the agent's log for what anybody may send."""
+    with caplog.at_level(logging.INFO, "forwarder"):
+        assert (await site.send(data)).status == 400
+    assert not [record for record in caplog.records if record.name.startswith("forwarder")]
+    assert (await site.get("/healthz")).status == 200
+
+
+async def test_who_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the middle of a request."""
+    monkeypatch.setattr(module, "PER_CONNECTION", 0.05)
+    async with serving(Address("127.0.0.1", 0), Board()) as site:
+        for first in (b"", b"GET / HTT", b"GET / HTTP/1.1\r\nHost: localhost\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+            writer.write(first)
+            async with asyncio.timeout(10):
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+            writer.close()
+
+
+async def test_so_many_connections_and_no_more(site: Site) -> None:
+    """The next is told to come later; when they are gone it is answered."""
+    idle = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(MOST)]
+    assert (await site.get("/healthz")).status == 503
+    for _, writer in idle:
+        writer.close()
+    for _ in range(1000):
+        if (await site.get("/healthz")).status == 200:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("never answered again")
+
+
+async def test_a_taken_address_is_told_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    """The agent's work does not need the page; when the address is free there is one."""
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    tried = 0
+
+    async def sleep(_seconds: float) -> None:
+        nonlocal tried
+        tried += 1
+        if tried == 3:
+            taken.close()
+
+    server = StatusServer(Address("127.0.0.1", port), Board())
+    running = asyncio.create_task(server.run(sleep))
+    async with asyncio.timeout(10):
+        await server.up.wait()
+    assert tried == 3
+    assert caplog.text.count("no status page: its address cannot be used") == 1
+    assert (await Site(Board(), port).get("/healthz")).status == 200
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+async def test_stopping_frees_the_address_at_once() -> None:
+    """Though somebody holds a connection."""
+    async with serving(Address("127.0.0.1", 0), Board()) as site:
+        _, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    writer.close()
+    socket.create_server(("127.0.0.1", site.port)).close()
+
+
+def test_where_it_is_reached() -> None:
+    """From here, an address of all interfaces is reached by loopback."""
+    assert Address("127.0.0.1", 1).url == "http://127.0.0.1:1"
+    assert Address("::", 2).url == "http://[::1]:2"
+    assert Address("0.0.0.0", 3).url == "http://127.0.0.1:3"  # noqa: S104 - that is the case
+    assert Address("10.0.0.1", 4).url == "http://10.0.0.1:4"
