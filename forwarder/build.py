@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from forwarder import config_notify, config_otlp, config_sinks
+from forwarder import config_newrelic, config_notify, config_otlp, config_sinks
 from forwarder.config import Config, Target
 from forwarder.errors import ConfigError, Problem
 from forwarder.http import Client
@@ -96,6 +96,23 @@ def build_sink(name: str, config: config_sinks.SinkConfig, instance: Instance) -
             except HttpProblem as error:
                 problem = Problem(f"sinks.{name}", error.reason, error.hint)
                 raise ConfigError("configuration", [problem]) from None
+        case config_newrelic.NewRelicSink():
+            from forwarder.sinks.newrelic import REGIONS, NewRelicSink
+
+            url, events_url = REGIONS[config.region]
+            try:
+                return NewRelicSink(
+                    name,
+                    config.license_key,
+                    tls_context(config.ca_file, config.client_cert, config.client_key),
+                    url=config.url or url,
+                    events_url=config.events_url or events_url,
+                    proxy=config.proxy,
+                    changes=config.changes,
+                    histogram_buckets=config.histogram_buckets,
+                )
+            except HttpProblem as error:
+                raise ConfigError("configuration", [Problem(f"sinks.{name}", error.reason, error.hint)]) from None
         case config_notify.NotifySink():
             from forwarder.sinks.notify.build import notify_sink
 

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from forwarder.config_newrelic import NewRelicSink
 from forwarder.config_notify import NotifySink
 from forwarder.config_otlp import OtlpSink
 from forwarder.config_references import ApiKey
@@ -221,6 +222,7 @@ def _environ(info: ValidationInfo) -> Mapping[str, str]:
 SINK_TYPES: Final[dict[str, type[Table]]] = {
     "console": ConsoleSink,
     "datadog": DatadogSink,
+    "newrelic": NewRelicSink,
     "otlp": OtlpSink,
     "notify": NotifySink,
 }
@@ -237,5 +239,7 @@ def _known_type(value: object) -> object:
 
 
 SinkConfig = Annotated[
-    ConsoleSink | DatadogSink | OtlpSink | NotifySink, Field(discriminator="type"), BeforeValidator(_known_type)
+    ConsoleSink | DatadogSink | NewRelicSink | OtlpSink | NotifySink,
+    Field(discriminator="type"),
+    BeforeValidator(_known_type),
 ]

@@ -110,7 +110,10 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "changes": config.Changes,
     **{f"sinks.{name}": model for name, model in SINK_TYPES.items()},
 }
-SINKS: dict[str, dict[str, Any]] = {"otlp": {"endpoint": "http://h"}}  # what a type of sink needs
+SINKS: dict[str, dict[str, Any]] = {  # what a type of sink needs
+    "otlp": {"endpoint": "http://h"},
+    "newrelic": {"api_key": {"env": "A_KEY"}},
+}
 PLACES = [("resource", "team"), *((section, key) for section, model in SECTIONS.items() for key in model.model_fields)]
 
 

@@ -174,11 +174,9 @@ MISTAKES = [
         Parts(more='[sinks.dd]\ntype = "syslog"\nport = 1'),
         f"sinks.dd.type: is unknown to this release, which has {SINKS}",
     ),
-    (
-        Parts(more="[sinks.dd]\ntype = []"),
-        f"sinks.dd.type: is unknown to this release, which has {SINKS}",
-    ),
+    (Parts(more="[sinks.dd]\ntype = []"), f"sinks.dd.type: is unknown to this release, which has {SINKS}"),
     (Parts(more="[sinks.dd]"), f"sinks.dd.type: is missing (add type = {SINKS})"),
+    (Parts(more="[sinks]\ndd = 1"), f"sinks.dd: {TABLE}"),
     # resource
     (
         Parts(head='[resource]\ndeployment.environment.name = "prod"'),

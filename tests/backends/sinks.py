@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol, cast
 from spool_cheaters import Honest
 from spool_stores import Clock, numbers
 
-from backends import datadog, notify, otlp
+from backends import datadog, newrelic, notify, otlp
 from backends.facts import Fact, Fault
 from forwarder.errors import SpoolUnavailable
 from forwarder.events import Batch, Change, Event, Histogram, Metric
@@ -216,7 +216,8 @@ class Case:
     `build` makes the sink from a receiver's address, with CANARY as its secret; it is a function of a module, so that
     a child process can do it. `expect` says which facts the receiver of a healthy delivery ends up with. `libraries`
     are the packages of others that importing `module` may load. `much` events are more than the kernel takes for a
-    receiver that does not read; `more` go with them, for a sink that leaves points out.
+    receiver that does not read; `more` go with them, for a sink that leaves points out. `times` (ns UTC) are what the
+    backend takes, first and last.
     """
 
     name: str
@@ -228,6 +229,7 @@ class Case:
     libraries: frozenset[str] = frozenset()
     much: int = 300
     more: tuple[Event, ...] = ()
+    times: tuple[int, int] = (0, 2**63 - 1)
 
 
 class Reader:
@@ -416,7 +418,21 @@ DATADOG_API = Case(
     module="forwarder.sinks.datadog.api",
     libraries=frozenset({"httpx", "ssl"}),  # of our own bounded POST
 )
-CASES = [*CONSOLE, *DOGSTATSD, DATADOG_API, *OTLP, *PEOPLE]
+NEW_RELIC = [
+    Case(
+        name,
+        partial(newrelic.Intake, CANARY, tls=tls),
+        partial(newrelic.build, CANARY),
+        newrelic.expect,
+        faults=("hang", "slow", "refuse", "close", "garbage"),
+        module="forwarder.sinks.newrelic",
+        libraries=frozenset({"httpx", "newrelic_telemetry_sdk", "ssl", "urllib3"}),
+        times=newrelic.TIMES,
+    )
+    for name, tls in (("newrelic", False), ("newrelic-tls", True))
+]
+
+CASES = [*CONSOLE, *DOGSTATSD, DATADOG_API, *OTLP, *NEW_RELIC, *PEOPLE]
 
 
 def rest(batches: Sequence[Batch], count: int) -> list[Batch]:
@@ -443,6 +459,7 @@ def cheating(case: Case, cheater: type["HonestSink"]) -> Case:
         case.libraries,
         case.much,
         case.more,
+        case.times,
     )
 
 
