@@ -219,7 +219,9 @@ class _Lines:
         self._got = b""
 
     def readline(self, limit: int) -> bytes:
-        while b"\n" not in self._got and len(self._got) < limit:
+        while b"\n" not in self._got:
+            if len(self._got) >= limit:  # which smtplib would tell like a refusal of the server (500)
+                raise _Given(_NOT_SMTP)
             data = self._session.receive()
             if not data:
                 break
