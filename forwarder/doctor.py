@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 from forwarder import catalog, inspection
 from forwarder.build import build_clients, build_sink
 from forwarder.config import Agent, Config, Target
+from forwarder.config_notify import NotifySink
 from forwarder.config_sinks import ConsoleSink, SinkConfig
 from forwarder.config_values import size_text
 from forwarder.errors import ConfigError
@@ -228,6 +229,13 @@ async def deliver(name: str, config: SinkConfig, resource: Resource, instance: I
     except ConfigError as error:
         (problem,) = error.problems
         return Finding(about, "bad", problem.reason, problem.hint)
+    if isinstance(config, NotifySink):
+        sink.close()
+        return Finding(
+            about,
+            "note",
+            f"tells people, whom this does not wake: `litellm-forwarder notify test {name}` sends a sample",
+        )
     try:
         return await _send(about, sink, resource, config.timeout)
     finally:

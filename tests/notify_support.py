@@ -79,6 +79,11 @@ def release(time: int = START) -> Change:
     return catalog.VERSION_CHANGED.at(time, "eu: LiteLLM 1.2 instead of 1.1", "It says so.", said)
 
 
+def mixed(time: int = START, *, back: bool = False) -> Change:
+    kind = catalog.METRICS_UNMIXED if back else catalog.METRICS_MIXED
+    return kind.at(time, "eu: the metrics page", "Several answer in turn.")
+
+
 def lost(time: int = START) -> Change:
     said: dict[str, str | int] = {"sink": "datadog", "reason": "spool_full"}
     return catalog.DATA_LOST.at(time, "events were lost", "12 events of datadog.", said)

@@ -119,6 +119,18 @@ async def test_another_program_on_the_port(tmp_path: Path) -> None:
         assert "is no litellm-forwarder" in said(findings, "status page", "bad")
 
 
+async def test_people_are_not_woken(tmp_path: Path) -> None:
+    """A sink that tells people is built, but sent nothing: `notify test` is for that."""
+    async with FakeLiteLLM() as proxy:
+        write_config(tmp_path, [proxy.url])
+        with (tmp_path / "config.toml").open("a") as file:
+            file.write('[sinks.people]\ntype = "notify"\nurl = { file = "url" }\n')
+        (tmp_path / "url").write_text("mailto://127.0.0.1:9/?from=agent@example.test")
+        code, findings = await doctor(tmp_path)
+        assert code == 0, findings
+        assert "`litellm-forwarder notify test people` sends a sample" in said(findings, "sink people", "note")
+
+
 async def test_a_sink_gets_one_marked_test(tmp_path: Path) -> None:
     """An event and a gauge, named as a test; handed over where nothing acknowledges. One that is not there is told."""
     async with FakeLiteLLM() as proxy:

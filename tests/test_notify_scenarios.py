@@ -18,12 +18,15 @@ from notify_support import (
     down,
     healthy,
     lost,
+    mixed,
     point,
+    ready,
     release,
     removed,
     staged,
     told,
     unhealthy,
+    unready,
     up,
 )
 from spool_stores import SECOND, account
@@ -109,6 +112,19 @@ async def test_a_deployment_that_is_removed_ends_its_outage(stage: Stage) -> Non
     (message,) = stage.people.take()
     assert "deployment gpt-1 (openai/gpt-1) [d001-0123456789] was removed after 1 minute" in message.text
     assert "gpt-2" not in message.text
+
+
+async def test_every_pair_of_changes_is_an_outage_and_its_end(stage: Stage) -> None:
+    """Whatever the catalog can say is wrong, and is right again."""
+    await stage.happens(down(), unready(), database(), mixed(), unhealthy())
+    await stage.passes(10 * MINUTE)
+    (first,) = stage.people.take()
+    assert first.text.count("Since: ") == 5
+    await stage.happens(up(), ready(), database(back=True), mixed(back=True), healthy())
+    await stage.passes(MINUTE)
+    (second,) = stage.people.take()
+    assert second.text.count(" after 10 minutes") == 5
+    assert second.good
 
 
 async def test_only_what_is_wanted_is_told(stage: Stage) -> None:

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from notify_support import START, batch, database, down, lost, release, unhealthy, unready
+from notify_support import START, batch, database, down, lost, mixed, release, unhealthy, unready
 
 from forwarder import catalog
 from forwarder.events import Batch, Change
@@ -50,6 +50,7 @@ class Shown(HTMLParser):
         ([down()], "eu: proxy down"),
         ([unready()], "eu: proxy not ready"),
         ([database()], "eu: database down"),
+        ([mixed()], "eu: metrics page mixed from several processes"),
         ([unhealthy(1)], "eu: gpt-1 unhealthy"),
         ([unhealthy(1), unhealthy(2)], "eu: deployments unhealthy"),
         ([down(), database()], "eu: proxy down, database down"),

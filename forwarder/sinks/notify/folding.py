@@ -42,6 +42,8 @@ def meaning(change: Change) -> Meaning | None:
             return Meaning("proxy", change.name == catalog.PROXY_UP.name)
         case catalog.READINESS_CHANGED.name:
             return Meaning("readiness", change.attributes.get("current") == "ready")
+        case catalog.METRICS_MIXED.name | catalog.METRICS_UNMIXED.name:
+            return Meaning("metrics", change.name == catalog.METRICS_UNMIXED.name)
         case catalog.DEPENDENCY_DOWN.name | catalog.DEPENDENCY_UP_CHANGE.name:
             up = change.name == catalog.DEPENDENCY_UP_CHANGE.name
             return Meaning(f"dependency/{change.attributes.get('dependency', '')}", up)

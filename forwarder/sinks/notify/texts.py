@@ -24,6 +24,7 @@ PREFIX: Final = "[LiteLLM]"
 DEPENDS: Final = {
     catalog.PROXY_DOWN.name: "Everything that calls models through this proxy.",
     catalog.READINESS_CHANGED.name: "A load balancer that asks for readiness sends no requests to this proxy.",
+    catalog.METRICS_MIXED.name: "Sums and histograms of that page, which are withheld meanwhile.",
     "database": "Keys, teams, budgets and spend of this proxy. Keys that are not cached may be refused.",
     "redis": "What instances of this proxy share: rate limits, the cache, the state of routing.",
     "router": "The choice of a deployment for each request.",
@@ -129,6 +130,7 @@ _STATES: Final = {
     catalog.READINESS_CHANGED.name: _State("not ready", "ready again"),
     catalog.DEPENDENCY_DOWN.name: _State("down", "back"),
     catalog.DEPLOYMENT_UNHEALTHY.name: _State("unhealthy", "healthy again"),
+    catalog.METRICS_MIXED.name: _State("mixed from several processes", "from one process again"),
 }
 
 
@@ -148,6 +150,8 @@ def _thing(one: Outage, *, short: bool = False) -> str:
             return name if short else f"deployment {_deployment(one)}"
         case catalog.DEPENDENCY_DOWN.name:
             return _attribute(one, "dependency") or "a dependency"
+        case catalog.METRICS_MIXED.name:
+            return "metrics page" if short else "the metrics page"
         case _:
             return "proxy" if short else "the proxy"
 
