@@ -40,10 +40,11 @@ def test_the_agent_is_process_1_and_gets_the_signals() -> None:
 
 
 def test_the_commands_of_the_image_exist() -> None:
-    """What it runs is a command of this release."""
-    command = json.loads(last("ENTRYPOINT")) + json.loads(last("CMD"))
-    assert command[0] == "litellm-forwarder"
-    assert CliRunner().invoke(cli, [*command[1:], "--help"]).exit_code == 0
+    """Entry point and health check are commands of this release."""
+    check = json.loads(last("HEALTHCHECK").partition("CMD ")[2])
+    for command in (json.loads(last("ENTRYPOINT")) + json.loads(last("CMD")), check):
+        assert command[0] == "litellm-forwarder"
+        assert CliRunner().invoke(cli, [*command[1:], "--help"]).exit_code == 0
 
 
 def test_only_what_the_lock_file_pins_gets_in() -> None:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from click.testing import CliRunner
 from deployment import CONTAINERFILE, DEPLOY, documents, instructions, merged
 
 from forwarder import config
+from forwarder.cli import cli
 
 FOLDER = DEPLOY / "kubernetes"
 KUBECTL = shutil.which("kubectl") or shutil.which("kustomize")
@@ -70,8 +73,8 @@ def test_the_schemas_find_mistakes() -> None:
     """They are not so loose that they let everything through."""
     wrong = next(document for name, document in examples() if name == "base Deployment litellm-forwarder")
     spec = wrong["spec"]["template"]["spec"]
-    spec["containers"][0]["resource"] = spec["containers"][0].pop("resources")
-    with pytest.raises(kubernetes_validate.ValidationError, match="resource"):
+    spec["containers"][0]["livenessProbes"] = spec["containers"][0].pop("livenessProbe")
+    with pytest.raises(kubernetes_validate.ValidationError, match="livenessProbes"):
         kubernetes_validate.validate(wrong, VERSIONS[0], strict=True)
 
 
@@ -163,12 +166,29 @@ def test_one_agent_owns_the_state() -> None:
     assert deployment["spec"]["strategy"] == {"type": "Recreate"}
 
 
-def test_the_sidecar_does_not_hinder_the_proxy() -> None:
-    """The proxy neither waits for it nor is judged by it."""
+def test_the_probes_of_the_standalone_agent_reach_it() -> None:
+    """On the port that its configuration listens on, which is also the one that the network policy opens."""
+    listen = tomllib.loads((FOLDER / "base" / "config.toml").read_text())["agent"]["listen"]
+    (port,) = agent("base")["ports"]
+    assert listen == f"0.0.0.0:{port['containerPort']}"
+    assert agent("base")["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": port["name"]}
+    assert agent("base")["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": port["name"]}
+    (policy,) = (each for each in resources("base") if each["kind"] == "NetworkPolicy")
+    assert policy["spec"]["ingress"][0]["ports"] == [{"port": port["containerPort"]}]
+    (deployment,) = (each for each in resources("base") if each["kind"] == "Deployment")
+    assert policy["spec"]["podSelector"] == deployment["spec"]["selector"]
+
+
+def test_the_sidecar_neither_opens_a_port_nor_hinders_the_proxy() -> None:
+    """Its page stays on loopback and is asked by a command; the proxy neither waits for it nor is judged by it."""
     own = agent("sidecar")
     assert own["restartPolicy"] == "Always"
     assert own in pod("sidecar")["initContainers"]
     assert not own.keys() & {"ports", "startupProbe", "readinessProbe"}
+    command = own["livenessProbe"]["exec"]["command"]
+    assert command[0] == "litellm-forwarder"
+    assert CliRunner().invoke(cli, [*command[1:], "--help"]).exit_code == 0
+    assert "listen" not in tomllib.loads((FOLDER / "sidecar" / "config.toml").read_text()).get("agent", {})
 
 
 def test_the_proxy_has_the_probes_of_its_documentation() -> None:

@@ -17,7 +17,7 @@ ANALYZE = shutil.which("systemd-analyze")
 needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="NOT CHECKED: no systemd-analyze; install systemd")
 # Settings that came after 252, the oldest release with which the unit was tried; older ones ignore them, as
 # older-systemd.conf says.
-NEWER = ("RestartSteps", "RestartMaxDelaySec", "ImportCredential")
+NEWER = ("notify-reload", "RestartSteps", "RestartMaxDelaySec", "ImportCredential")
 
 
 def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,6 +57,7 @@ def test_the_unit_fits_the_program() -> None:
     assert seconds(settings["TimeoutStopSec"][0]) > drain + longest_attempt()
     assert settings["StateDirectory"] == settings["ConfigurationDirectory"] == [Path(config.FOLDER).name]
     assert settings["RestartPreventExitStatus"] == [f"{Exit.USAGE.value} {Exit.CONFIG.value}"]
+    assert settings["Type"] == ["notify-reload"]
 
 
 def longest_attempt() -> float:
