@@ -29,7 +29,6 @@ from forwarder.schedule import FIRST_SPREAD, Schedule
 from forwarder.sinks.base import Sink
 from forwarder.spool.lock import StateLock
 from forwarder.status.board import Board
-from forwarder.status.server import StatusServer
 from forwarder.telemetry import Observed, Since, Telemetry, own_resource
 
 log = logging.getLogger(__name__)
@@ -143,6 +142,8 @@ class Agent:
         """The status pages are served, and their history is kept, inside."""
         tasks = [asyncio.create_task(self._board.keep())]
         if self.config.agent.listen is not None:
+            from forwarder.status.server import StatusServer  # with its libraries, where it is wanted
+
             tasks.append(asyncio.create_task(StatusServer(self.config.agent.listen, self._board).run()))
         try:
             yield
