@@ -69,6 +69,26 @@ def test_a_mail_arrives_whole(mode: Mode) -> None:
     assert str(mail.message["date"]).startswith("Tue, 10 Mar 2026 12:00:00")
 
 
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "[LiteLLM] eu: \u00e9t\u00e9 caf\u00e9, " * 6 + "fin",
+        "[LiteLLM] =?utf-8?q?forged=0D=0ABcc=3A_x?=",
+        "[LiteLLM] " + "x" * 500,
+        "[LiteLLM] \U0001f600 " * 20 + "end",
+        "[LiteLLM] z, \xf0\xe6 \xf6\xf9\xa4J\xf5 \xab, \xf0\xe6 \xf6\xf9\xa4J\xf5 \xab",
+    ],
+)
+def test_any_subject_arrives_as_it_was(server: MailServer, subject: str) -> None:
+    """No space is lost where it is folded, and nothing is decoded that only looks encoded."""
+    plain = message()
+    said = Message(subject, "info", good=True, sections=plain.sections, notes=[], id="x")
+    assert courier(server).deliver(said, timeout=ENOUGH) == Sent()
+    (mail,) = server.take()
+    assert mail.message["subject"] == subject
+    assert mail.message["bcc"] is None
+
+
 def test_later_messages_follow_the_first(server: MailServer) -> None:
     """A mail program shows an outage and its end together."""
     said = message()

@@ -17,6 +17,7 @@ import ssl
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from email.header import Header
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime
@@ -48,7 +49,7 @@ class Mail:
         self._monotonic = monotonic
 
     def deliver(self, message: Message, *, timeout: float) -> Sent | Failed:
-        written = self.write(message).as_bytes()
+        written = self.write(message)
         session = _Session(self._monotonic() + timeout, self._monotonic)
         try:
             return self._converse(session, written)
@@ -57,10 +58,9 @@ class Mail:
         finally:
             session.close()
 
-    def write(self, message: Message) -> EmailMessage:
+    def write(self, message: Message) -> bytes:
         """Plain text and HTML, with the headers by which mail programs keep the messages of an outage together."""
         mail = EmailMessage(_POLICY)
-        mail["Subject"] = message.subject
         mail["From"] = self._to.sender
         mail["To"] = ", ".join(self._to.recipients)
         mail["Date"] = format_datetime(datetime.fromtimestamp(self._clock() / 1e9, UTC))
@@ -74,7 +74,7 @@ class Mail:
             mail["Importance"] = "high"
         mail.set_content(message.text)
         mail.add_alternative(message.html, subtype="html")
-        return mail
+        return b"Subject: " + _encoded(message.subject) + b"\r\n" + mail.as_bytes()
 
     def _id(self, digest: str) -> str:
         return f"<{digest}@{self._to.sender.rpartition('@')[2] or _NAME}>"
@@ -117,6 +117,14 @@ class Mail:
             return _refused("the mail server refuses the message", code, "look into its log for the reason")
         session.leave()
         return Sent(_which(refused, len(codes)))
+
+
+def _encoded(subject: str) -> bytes:
+    """As RFC 2047 has it. Not by EmailMessage, which loses spaces where it folds what is not ASCII (Python 3.11).
+    What only looks encoded is encoded too, so that nobody decodes it.
+    """
+    charset = "us-ascii" if subject.isascii() and "=?" not in subject else "utf-8"
+    return Header(subject, charset, maxlinelen=76, header_name="Subject").encode(linesep="\r\n").encode("ascii")
 
 
 def _which(refused: list[tuple[int, int]], count: int) -> str:
