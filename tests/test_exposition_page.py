@@ -2,7 +2,7 @@
 
 import pytest
 from exposition_pages import HISTOGRAM, VERSIONS, Reader, deltas, histogram, page, recorded, values
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forwarder.catalog import PERSONAL_LABELS
@@ -212,6 +212,7 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(reader.page.values) < 3000
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 5)), max_size=60))
 def test_totals_are_what_was_counted(steps: list[tuple[str, int]]) -> None:
     """Whatever grows and appears when: the deltas add up to what the page counts."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 from exposition_pages import VERSIONS, recorded
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
@@ -58,6 +58,7 @@ def registries(draw: st.DrawFn) -> CollectorRegistry:
     return registry
 
 
+@settings(deadline=None)
 @given(registry=registries())
 def test_text_reads_as_prometheus_client_reads_it(registry: CollectorRegistry) -> None:
     """Names, labels with their escapes, values."""
@@ -65,6 +66,7 @@ def test_text_reads_as_prometheus_client_reads_it(registry: CollectorRegistry) -
     assert ours(body) == theirs(parse_text(body.decode()))
 
 
+@settings(deadline=None)
 @given(registry=registries())
 def test_openmetrics_reads_as_prometheus_client_reads_it(registry: CollectorRegistry) -> None:
     """The same families in the other format."""
@@ -79,6 +81,7 @@ def test_recorded_pages_read_as_prometheus_client_reads_them(version: str) -> No
     assert ours(body) == theirs(parse_text(body.decode()))
 
 
+@settings(deadline=None)
 @given(line=st.binary(max_size=200))
 def test_any_line_is_a_sample_or_bad(line: bytes) -> None:
     """Nothing else comes out, whatever goes in."""
@@ -86,6 +89,7 @@ def test_any_line_is_a_sample_or_bad(line: bytes) -> None:
         assert isinstance(sample(line), Sample)
 
 
+@settings(deadline=None)
 @given(text=st.text('ab_{}="\\ ,0.#', max_size=60))
 def test_lines_that_look_like_samples_are_read_as_prometheus_client_reads_them(text: str) -> None:
     """What it takes we take, with the same result, unless it is one of the differences below."""
