@@ -418,8 +418,9 @@ PERSONAL_LABELS: Final = (
 FAMILIES: Final = """\
 The families of the proxy's metrics page go on under their own names, counters with their `_total`. No unit is told.
 
-- A family goes on if `include` has it and `exclude` has not. Series of the proxy's own health probes are left out
-  (`health_probes`), and so is every `_created`: it becomes the start time of its counter or histogram.
+- A family goes on if `include` has it and `exclude` has not; of its series, those that `include_series` has (if it is
+  set) and `exclude_series` has not, by the values of their labels. Series of the proxy's own health probes are left
+  out (`health_probes`), and so is every `_created`: it becomes the start time of its counter or histogram.
 - Counters are sums, histograms are histograms: cumulative, with a delta. `_sum` and `_count` of a summary are sums,
   its quantiles gauges with a `quantile`. Everything else is a gauge. With `buckets = false` a histogram is two sums.
 - Attributes are the labels. Dropped are those that identify people, their keys and upstreams ({personal};

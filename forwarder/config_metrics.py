@@ -3,13 +3,16 @@
 import re
 from typing import Annotated, Final
 
-from pydantic import Field, PlainValidator
+from pydantic import Field, PlainValidator, WithJsonSchema
 
 from forwarder.config_tables import Table
 from forwarder.config_values import Duration, Size, problem, text_schema
 
 _PATTERN: Final = r"^[a-zA-Z0-9_:*?\[\]!-]{1,200}$"
 _LABEL: Final = r"^[a-zA-Z_][a-zA-Z0-9_]{0,99}$"
+_VALUE: Final = r"^[^\u0000-\u001f]{0,200}$"
+# What Prometheus' matchers and regular expressions begin or end with: as a pattern it would never fit anything.
+_NO_PATTERN: Final = re.compile(r"(=~|!~|!=|~|\^|\.\*|\.\+).*|.*\$")
 
 
 def _pattern(value: object) -> str:
@@ -26,8 +29,42 @@ def _label(value: object) -> str:
     return value
 
 
+def _matcher(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not value:
+        raise problem("is not a table of labels and patterns for their values", 'as in { model = "test-*" }')
+    for label, pattern in value.items():
+        _label(label)
+        if label == "le":
+            raise problem("cannot choose among the buckets of a histogram", "buckets = false leaves them out")
+        if not isinstance(pattern, str):
+            raise problem("must be text", 'in quotes, as in { status_code = "429" }', key=label)
+        if _NO_PATTERN.fullmatch(pattern):
+            raise problem(
+                "is a regular expression or an operator of Prometheus, not a pattern",
+                'the value with * for anything, as in "test-*"; exclude_series is for what must not fit',
+                key=label,
+            )
+        if not re.fullmatch(_VALUE, pattern):
+            raise problem("is not a pattern for values of a label", "200 characters, none of control", key=label)
+    return value
+
+
 Pattern = Annotated[str, PlainValidator(_pattern), text_schema(_PATTERN, "pattern for names of metrics")]
 Label = Annotated[str, PlainValidator(_label), text_schema(_LABEL, "name of a label")]
+
+Matcher = Annotated[
+    dict[str, str],
+    PlainValidator(_matcher),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": _LABEL},
+            "additionalProperties": {"type": "string", "pattern": _VALUE},
+            "minProperties": 1,
+            "title": "table of labels and patterns for their values",
+        }
+    ),
+]
 
 
 class Metrics(Table):
@@ -46,6 +83,16 @@ class Metrics(Table):
     )
     exclude: tuple[Pattern, ...] = Field(
         default=(), strict=False, description="Families that do not, although `include` has them."
+    )
+    include_series: tuple[Matcher, ...] = Field(
+        default=(),
+        strict=False,
+        description="Series that go on, by their labels as the page has them, also those that are dropped: "
+        '`[{ model = "gpt-*", team = "prod" }, { model = "" }]` are those with both and those without `model`. '
+        "`*` stands for anything, `__name__` for the family. Empty: all.",
+    )
+    exclude_series: tuple[Matcher, ...] = Field(
+        default=(), strict=False, description="Series that do not, although `include_series` has them; written alike."
     )
     drop_labels: tuple[Label, ...] = Field(
         default=(),

@@ -12,7 +12,7 @@ from forwarder.events import Change, Event
 from forwarder.exposition import state
 from forwarder.exposition.counters import Counters
 from forwarder.exposition.page import Page
-from forwarder.exposition.selection import Selection
+from forwarder.exposition.selection import PROBES, Selection
 from forwarder.http import Client
 from forwarder.normalize import normalize
 from forwarder.normalize.reading import Reading
@@ -59,8 +59,9 @@ class Scraper:
         selection = Selection(
             include=settings.include,
             exclude=settings.exclude,
+            include_series=settings.include_series,
+            exclude_series=(*settings.exclude_series, *(() if settings.health_probes else PROBES)),
             drop_labels=sorted(dropped),
-            health_probes=settings.health_probes,
         )
         self._page = Page(selection, max_series=settings.max_series, buckets=settings.buckets)
         self._counters = Counters(self._page)

@@ -17,6 +17,7 @@ HEADER = '(as in "Authorization" or "x-litellm-api-key")'
 NAME = "is not a name (1 to 64 letters, digits, dots, dashes and underscores)"
 SINKS = " or ".join(f'"{name}"' for name in SINK_TYPES)
 TABLE = "must be a table ({ key = value }, or a [section] of its own)"
+EXCLUDE = "targets[0].metrics.exclude_series"
 
 MISTAKES = [
     # unknown keys
@@ -56,6 +57,47 @@ MISTAKES = [
     (
         Parts(target="changes = { failure_threshold = true }"),
         "targets[0].changes.failure_threshold: must be a whole number (without quotes)",
+    ),
+    (
+        Parts(target="metrics = { exclude_series = ['model=\"test-*\"'] }"),
+        (
+            "targets[0].metrics.exclude_series[0]: is not a table of labels and patterns for their values "
+            '(as in { model = "test-*" })'
+        ),
+    ),
+    (
+        Parts(target="metrics = { include_series = [{}] }"),
+        (
+            "targets[0].metrics.include_series[0]: is not a table of labels and patterns for their values "
+            '(as in { model = "test-*" })'
+        ),
+    ),
+    (Parts(target='metrics = { exclude_series = { model = "a" } }'), f"{EXCLUDE}: must be a list ([…])"),
+    (
+        Parts(target="metrics = { exclude_series = [{ status_code = 429 }] }"),
+        f'{EXCLUDE}[0].status_code: must be text (in quotes, as in {{ status_code = "429" }})',
+    ),
+    (
+        Parts(target='metrics = { exclude_series = [{ "model name" = "a" }] }'),
+        f'{EXCLUDE}[0]: is not the name of a label (letters, digits and _, as in "api_key_alias")',
+    ),
+    (
+        Parts(target='metrics = { exclude_series = [{ le = "0.5" }] }'),
+        f"{EXCLUDE}[0]: cannot choose among the buckets of a histogram (buckets = false leaves them out)",
+    ),
+    *(
+        (
+            Parts(target=f'metrics = {{ exclude_series = [{{ model = "{text}" }}] }}'),
+            (
+                f"{EXCLUDE}[0].model: is a regular expression or an operator of Prometheus, not a pattern "
+                '(the value with * for anything, as in "test-*"; exclude_series is for what must not fit)'
+            ),
+        )
+        for text in ("=~test", "!=test", "^test", "test$", ".*test")
+    ),
+    (
+        Parts(target='metrics = { exclude_series = [{ model = "a\\nb" }] }'),
+        f"{EXCLUDE}[0].model: is not a pattern for values of a label (200 characters, none of control)",
     ),
     # closed lists
     (Parts(head='[agent]\nlog_level = "INFO"'), 'agent.log_level: must be "debug", "info", "warning" or "error"'),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forwarder.catalog import PERSONAL_LABELS
-from forwarder.exposition.selection import PROBE, clean
+from forwarder.exposition.selection import PROBE, Selection, clean
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -72,11 +72,63 @@ def test_include_and_exclude() -> None:
     assert [p.name for p in Reader(exclude=["litellm_lat*"]).read(body)] == ["litellm_requests_total"]
 
 
+SERIES = page({'{model="gpt-4",team="qa"}': 1, '{model="test-1",team="qa"}': 2, '{model="test-2"}': 4, "": 8})
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "total"),
+    [
+        ([], [], 15.0),
+        ([], [{"model": "test-*"}], 9.0),
+        ([], [{"model": "test-*", "team": "qa"}], 13.0),
+        ([], [{"model": "gpt-*"}, {"team": "q?"}], 12.0),
+        ([], [{"team": ""}], 3.0),
+        ([{"model": "test-*"}], [], 6.0),
+        ([{"model": "gpt-*"}, {"model": ""}], [], 9.0),
+        ([{"model": "test-*"}], [{"team": "qa"}], 4.0),
+        ([], [{"model": "Test-*"}, {"model": "test"}, {"nothing": "*x"}], 15.0),
+        ([], [{"__name__": "litellm_requests*", "model": "test-[12]"}], 9.0),
+        ([], [{"__name__": "litellm_latency", "model": "*"}], 15.0),
+    ],
+)
+def test_series_are_chosen_by_the_values_of_their_labels(
+    include: list[dict[str, str]], exclude: list[dict[str, str]], total: float
+) -> None:
+    """Any of the tables, all of its labels; also by labels that do not go on. The second reading says the same."""
+    reader = Reader(include_series=include, exclude_series=exclude, drop_labels=["model", "team"])
+    assert [values(reader.read(SERIES)) for _ in range(2)] == [[total]] * 2
+
+
+def test_a_histogram_is_chosen_whole() -> None:
+    """By its labels without `le`; with buckets and without."""
+    body = HISTOGRAM + histogram({"1": 1, "+Inf": 2}, 3, 'model="a"') + histogram({"1": 1, "+Inf": 1}, 1, 'model="b"')
+    for buckets in (True, False):
+        points = Reader(exclude_series=[{"model": "a"}], buckets=buckets).read(body.encode())
+        assert {point.attributes["model"] for point in points} == {"b"}
+
+
+def test_a_series_is_chosen_once() -> None:
+    """When it is seen first, whether it goes on or not: the readings after it do not look at labels again."""
+    reader = Reader(exclude_series=[{"model": "test-*"}])
+    reader.read(SERIES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Selection, "attributes", None)  # cannot be called
+        assert sum(filter(None, values(reader.read(SERIES)))) == 9.0
+
+
+def test_other_series_are_other_rules() -> None:
+    """What was left out before may be old: it comes without a delta."""
+    first = Reader(exclude_series=[{"model": "test-*"}])
+    first.read(SERIES)
+    assert deltas(first.restarted(exclude_series=[{"model": "test-*"}]).read(SERIES)) == [0.0, 0.0]
+    assert deltas(first.restarted().read(SERIES)) == [0.0, 0.0, None, None]  # those that were there before come first
+
+
 def test_probes_of_the_proxy_can_be_asked_for() -> None:
     """They are most of some pages."""
     body = page({f'{{api_key_alias="{PROBE}"}}': 5, "{}": 2})
     assert values(Reader().read(body)) == [2.0]
-    assert values(Reader(health_probes=True).read(body)) == [7.0]
+    assert values(Reader(exclude_series=()).read(body)) == [7.0]
 
 
 def test_gauges_that_coincide() -> None:

@@ -254,3 +254,14 @@ async def test_what_is_dropped_and_kept_is_configured(world: World) -> None:
     }
     assert any("hashed_api_key" in event.attributes for event in events)
     assert not any("model_id" in event.attributes for event in events)
+
+
+async def test_series_are_chosen_as_configured(world: World) -> None:
+    """By the values of labels. The proxy's own probes stay out whatever else does, unless asked for."""
+    probe = '{model="b",api_key_alias="litellm-internal-health-check"}'
+    world.serve(page({'{model="a"}': 1, '{model="b"}': 2, probe: 4}))
+    rules: dict[str, Any] = {"include_series": ({"model": "?"},), "exclude_series": ({"model": "a"},)}
+    poller = await world.poller(**rules)
+    assert metrics(await world.tick(poller), "litellm_requests_total") == {"b": 2.0}
+    poller = await world.poller(**rules, health_probes=True)
+    assert metrics(await world.tick(poller), "litellm_requests_total") == {"b": 6.0}

@@ -178,7 +178,7 @@ class Page:
             self._place(member, found.key, bound, found.value)
             return
         if (series := new.get(identifier)) is None:
-            if (attributes := self._selection.attributes(labels)) is None:
+            if (attributes := self._selection.attributes(part.family, labels)) is None:
                 self._put(found.key, _NOWHERE, NAN)
                 return
             series = new[identifier] = _New(part, attributes, creation(part.family, labels))
