@@ -237,7 +237,8 @@ def facts(event: Event, batch: Batch, *, latest: int = CLOCK, escaped: bool = Tr
     where = {**batch.resource.attributes, **event.attributes}
     at = stamp * 10**9
     if isinstance(event, Change):
-        title = "".join(char if char.isprintable() else " " for char in event.title).strip()[:100] or event.name[:100]
+        title = "".join(char if char.isprintable() else " " for char in event.title).strip()[:100]
+        title = title or _name(event.name)[:100]
         text = "".join(char if char.isprintable() or char == "\n" else " " for char in event.text).strip()[:1000]
         key = _cleaned("change", f"{event.name}:{where.get('litellm.target', '')}")[:100]
         text = text or title
@@ -265,9 +266,12 @@ def facts(event: Event, batch: Batch, *, latest: int = CLOCK, escaped: bool = Tr
 
 def _metric(event: Metric, suffix: str, kind: str, value: float | None, *, where: Attributes, at: int) -> Fact:
     assert value is not None
-    name = "".join(char if char.isascii() and (char.isalnum() or char in "_.") else "_" for char in event.name)
-    name = name if name[:1].isalpha() else f"x{name}"
-    return Fact(name[: 200 - len(suffix)] + suffix, [kind, float(value)], _where(where), at)
+    return Fact(_name(event.name)[: 200 - len(suffix)] + suffix, [kind, float(value)], _where(where), at)
+
+
+def _name(name: str) -> str:
+    clean = "".join(char if char.isascii() and (char.isalnum() or char in "_.") else "_" for char in name)
+    return clean if clean[:1].isalpha() else f"x{clean}"
 
 
 def _percentile(percent: int, histogram: Histogram) -> float:

@@ -137,7 +137,7 @@ def quantile(q: float, histogram: Histogram) -> float | None:
 
 
 def _note(change: Change, attributes: Attributes, time: int) -> Note:
-    title = _printable(change.title).replace("\n", " ").strip()[:MAX_TITLE] or change.name[:MAX_TITLE]
+    title = _printable(change.title).replace("\n", " ").strip()[:MAX_TITLE] or metric_name(change.name)[:MAX_TITLE]
     text = _printable(change.text).strip()[:MAX_TEXT] or title
     key = tags({"change": f"{change.name}:{attributes.get('litellm.target', '')}"})
     where = tags({**attributes, "change": change.name})
