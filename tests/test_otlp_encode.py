@@ -196,15 +196,24 @@ def test_an_event_larger_than_a_request_goes_alone() -> None:
 
 
 def test_attributes_that_only_differ_in_what_utf8_cannot_hold_still_differ() -> None:
-    """Names are kept apart, and never empty; numbers too large for OTLP become texts."""
+    """Names are kept apart, and never empty; one that can be held stays; numbers too large for OTLP become texts."""
     odd: Attributes = {"a\ud800": "x\ud800", "a\\ud800": "y", "": "z", "_": 2**64, "n": -(2**63)}
     (found,) = metrics(batch(Metric("a\udfff", "gauge", "\ud800", NOW, 1.0, odd)))
     assert found.name == "a\\udfff"
     pairs = {p.key: p.value for p in found.gauge.data_points[0].attributes}
-    assert list(pairs) == ["a\\ud800", "a\\ud800_", "_", "__", "n", "litellm.target"]
-    assert pairs["a\\ud800"].string_value == "x\\ud800"
-    assert pairs["__"].string_value == str(2**64)
+    assert list(pairs) == ["a\\ud800_", "a\\ud800", "__", "_", "n", "litellm.target"]
+    assert pairs["a\\ud800_"].string_value == "x\\ud800"
+    assert pairs["a\\ud800"].string_value == "y"
+    assert pairs["_"].string_value == str(2**64)
     assert pairs["n"].int_value == -(2**63)
+
+
+def test_counts_that_otlp_cannot_hold_are_its_largest() -> None:
+    """A page of metrics may claim any number; it must not stop the sink."""
+    claimed = Histogram((1.0,), (2**64, 5), 1.0, 2**65)
+    (found,) = metrics(batch(Metric("h", "histogram", "s", NOW, None, {}, NOW - 1, claimed)))
+    assert list(found.histogram.data_points[0].bucket_counts) == [2**64 - 1, 5]
+    assert found.histogram.data_points[0].count == 2**64 - 1
 
 
 def test_a_repeat_is_the_same_request_and_attributes_are_encoded_once() -> None:

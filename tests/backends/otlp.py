@@ -94,7 +94,7 @@ def _value(kind: str, point: Any) -> list[object]:
         need(point.WhichOneof("value") == (None if none else "as_double"), "a double, or a flag that there is none")
         return [None if none else point.as_double]
     need(len(point.bucket_counts) == len(point.explicit_bounds) + 1, "one bucket more than bounds")
-    need(sum(point.bucket_counts) == point.count, "the count is that of all buckets")
+    need(min(sum(point.bucket_counts), 2**64 - 1) == point.count, "the count is that of all buckets")
     bounds = list(point.explicit_bounds)
     need(bounds == sorted(set(bounds)), "bounds that grow")
     return [bounds, list(point.bucket_counts), point.sum, point.count]
@@ -428,15 +428,20 @@ def _fact(resource: Attributes, event: Event) -> Fact:
     histogram = event.histogram
     value: list[object] = [event.value]
     if histogram is not None:
-        value = [list(histogram.bounds), list(histogram.counts), histogram.sum, histogram.count]
+        counts = [min(count, 2**64 - 1) for count in (*histogram.counts, histogram.count)]  # what OTLP can hold
+        value = [list(histogram.bounds), counts[:-1], histogram.sum, counts[-1]]
     unit = "" if event.unit == "1" else plain(event.unit)
     return Fact(plain(event.name), [event.kind, unit, event.start_time or 0, *value], attributes, event.time)
 
 
 def _plain(attributes: Attributes) -> Attributes:
-    return {
-        plain(name) or "_": plain(value) if isinstance(value, str) else value for name, value in attributes.items()
-    }
+    named = {name: value for name, value in attributes.items() if name and plain(name) == name}
+    for name in [name for name in attributes if name not in named]:
+        free = plain(name) or "_"
+        while free in named:
+            free += "_"
+        named[free] = attributes[name]
+    return {name: plain(value) if isinstance(value, str) else value for name, value in named.items()}
 
 
 def plain(text: str) -> str:

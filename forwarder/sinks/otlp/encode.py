@@ -209,9 +209,14 @@ def _add_histogram(metric: MetricMessage, time: int, attributes: bytes, event: M
         point.flags = DataPointFlags.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
         return
     point.explicit_bounds.extend(event.histogram.bounds)
-    point.bucket_counts.extend(event.histogram.counts)
-    point.count = event.histogram.count
+    point.bucket_counts.extend(_count(count) for count in event.histogram.counts)
+    point.count = _count(event.histogram.count)
     point.sum = event.histogram.sum
+
+
+def _count(count: int) -> int:
+    """As OTLP can hold it: a page of metrics may claim any number."""
+    return min(max(count, 0), _UINT64_MAX)
 
 
 def _histogram_size(histogram: Histogram) -> int:
@@ -318,13 +323,13 @@ def attributes_only(attributes: Attributes) -> bytes:
 
 
 def _named(attributes: Attributes) -> Attributes:
-    """With names that OTLP can hold: none empty, and none twice, should `valid` make two of them one."""
+    """With names that OTLP can hold: none empty, and none twice. A name that can be held stays as it is."""
     if "".join(attributes).isascii() and "" not in attributes:
         return attributes
     named: Attributes = {}
     for key, value in attributes.items():
         name = valid(key) or "_"
-        while name in named:
+        while name != key and (name in named or name in attributes):
             name += "_"
         named[name] = value
     return named
