@@ -1,5 +1,7 @@
 """A page as a whole: what goes on, under which attributes, within which bounds, and how it is told."""
 
+from collections.abc import Callable
+
 import pytest
 from exposition_pages import HISTOGRAM, VERSIONS, Reader, deltas, histogram, page, recorded, values
 from hypothesis import given, settings
@@ -51,6 +53,8 @@ def test_labels_can_be_asked_for() -> None:
         ("https://user:p@ss/w?rd@host/v1", "https://host/v1"),
         ("see postgres://u:p@db/x and redis://:p@r", "see postgres://db/x and redis://r"),
         ("sk-1234567890abcdef", "sk-***"),
+        ("team_sk-1234567890abcdef", "team_sk-***"),
+        ("x" * 2000 + " ://", "x" * 200),
         ("Bearer abc.def-ghi", "Bearer ***"),
         ("a\nb\u2028c", "a_b_c"),
         ("x" * 500, "x" * 200),
@@ -262,6 +266,44 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(reader.page._places) < 3000
     assert len(reader.page.members) <= 50
     assert len(reader.page.values) < 3000
+
+
+HOSTILE: dict[str, Callable[[int], str | bytes]] = {  # by what is other at every reading: a page of that number
+    "comments": lambda n: f"# HELP a {n}" + "x" * 100_000 + "\nlitellm_a 1\n",
+    "long series": lambda n: f'litellm_a{{model="{n}' + "x" * 60_000 + '"} 1\n',
+    "families": lambda n: "".join(f"# TYPE litellm_{n}_{m} counter\n" for m in range(400)),
+    "creations": lambda n: page({}, created={f'{{a="{n}-{m}"}}': 1 for m in range(400)}),
+    "people": lambda n: page({f'{{user="{n}-{m}"}}': 1 for m in range(100)}),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_no_page_makes_the_agent_remember_without_end(what: str) -> None:
+    """Nor does one of few points: comments, types, `_created` and series that coincide are bounded too."""
+    reader = Reader(max_series=50)
+    for number in range(60):
+        made = HOSTILE[what](number)
+        reader.read(made if isinstance(made, bytes) else made.encode())
+    found = reader.page
+    assert sum(map(len, found._places)) + sum(map(len, found._comments)) < 500_000
+    assert len(found._types) + len(found._created) + len(found.values) < 8000
+    assert len(found.members) <= 500
+
+
+def test_a_page_goes_on_after_it_was_forgotten() -> None:
+    """The reading after that is the first: no deltas, no gap in the values."""
+    reader = Reader()
+    for number in range(10):
+        reader.read(page({"": number}, more=str(HOSTILE["families"](number))))
+        assert values(reader.read(page({"": number}))) == [float(number)]
+
+
+def test_long_values_are_cleaned_in_no_time() -> None:
+    """And are not kept for the next page: each page could have others."""
+    before = clean.cache_info().currsize
+    for number in range(100):
+        Reader().read(page({f'{{model="{number}{"x" * 60_000} ://"}}': 1}))
+    assert clean.cache_info().currsize == before
 
 
 @settings(deadline=None)

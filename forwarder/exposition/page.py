@@ -20,6 +20,9 @@ _CHUNK: Final = (
 )  # bytes that are split into lines at a time: a list of all of them would take the page again
 _NOWHERE: Final = 0  # the place of what does not go on
 _PROCESS: Final = 1  # the place of process_start_time_seconds
+# Of a line that is remembered. Nobody's series is longer, and a page of longer ones would be kept many times over.
+_LONGEST: Final = 4096  # bytes
+_COINCIDING: Final = 10  # series of the page for each that may go on, however many of them become one
 PROCESS_START: Final = "process_start_time_seconds"
 
 
@@ -49,7 +52,9 @@ class _NoRoomError(Exception):
 
 
 class Page:
-    """`max_series` bounds what goes on; what is over it is counted in `capped` (lines). For one thread at a time."""
+    """`max_series` bounds what goes on, and ten times that what it is made of; what is over either is counted in
+    `capped` (lines). For one thread at a time.
+    """
 
     def __init__(self, selection: Selection, *, max_series: int, buckets: bool = True) -> None:
         self._selection = selection
@@ -98,6 +103,8 @@ class Page:
 
     def read(self, body: bytes) -> None:
         """Take up a page: `values` holds its numbers, NaN where it has none."""
+        if max(len(self._types), len(self._created) - len(self.members)) > 2 * self.lines + 1000:
+            self.forget()  # families, or times of creation, that come with each page and are not seen again
         self._read(body)
         if self._changed:  # another release: families of another type, histograms with other buckets
             self.forget()
@@ -131,7 +138,8 @@ class Page:
         try:
             if line.lstrip().startswith(b"#"):
                 self._comment(line)
-                self._comments.add(line)
+                if len(line) <= _LONGEST:
+                    self._comments.add(line)
             elif line.strip():
                 self._sample(sample(line), new)
         except BadLineError:
@@ -165,7 +173,7 @@ class Page:
 
     def _put(self, key: bytes, place: int, value: float) -> None:
         self.values[place] = value
-        if key:
+        if 0 < len(key) <= _LONGEST:
             self._places[key] = place
 
     def _series(self, part: Part, found: Sample, new: dict[bytes, _New]) -> None:
@@ -223,6 +231,8 @@ class Page:
     def _output(self, series: _New) -> Output:
         """What a new series belongs to. Raises _MalformedError and _NoRoomError."""
         bounds = tuple(sorted(series.buckets))
+        if len(self.members) >= _COINCIDING * self._max_series:
+            raise _NoRoomError
         if series.kind == "histogram":
             if series.total is None or bounds[-1:] != (math.inf,):
                 raise _MalformedError

@@ -22,8 +22,10 @@ PROBES: Final[tuple[Matcher, ...]] = tuple(
 )
 # What LiteLLM writes where it has no value: Python's None. Unknown is absence; Prometheus sees no label in "".
 _MISSING: Final = frozenset({"", "None"})
-_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:\S*@)?([^?#\s]*)(?:[?#]\S*)?")
-_KEY: Final = re.compile(r"\b(sk-|Bearer\s+)[A-Za-z0-9._~+/=-]{4,}", re.IGNORECASE)
+# From `://` on, not from the scheme: a value of 64 KiB letters would be searched from each of them, for seconds.
+_URL: Final = re.compile(r"://(?:\S*@)?([^?#\s]*)(?:[?#]\S*)?")
+_KEY: Final = re.compile(r"(?<![A-Za-z])(sk-|Bearer\s+)[A-Za-z0-9._~+/=-]{4,}", re.IGNORECASE)
+_CACHED: Final = 1024  # characters
 
 
 class Selection:
@@ -69,7 +71,7 @@ class Selection:
         for label, value in labels:
             if label in self._drop or value in _MISSING:
                 continue
-            if (cleaned := clean(value)) is not None:
+            if (cleaned := clean(value) if len(value) <= _CACHED else _clean(value)) is not None:
                 found[label] = cleaned
         return found
 
@@ -88,9 +90,13 @@ def _fits(matchers: _Compiled, labels: Mapping[str, str]) -> bool:
     return any(all(pattern.match(labels.get(label, "")) for label, pattern in matcher) for matcher in matchers)
 
 
+def _clean(value: str) -> str | None:
+    if "://" in value:
+        value = _URL.sub(r"://\1", value)
+    return clean_name(_KEY.sub(r"\1***", value))
+
+
 @lru_cache(maxsize=16_384)  # a page has few values, many times each
 def clean(value: str) -> str | None:
     """The value of a label as it may go on; None when nothing is left."""
-    if "://" in value:
-        value = _URL.sub(r"\1\2", value)
-    return clean_name(_KEY.sub(r"\1***", value))
+    return _clean(value)
