@@ -240,7 +240,8 @@ METRICS_SERIES: Final = MetricDef(
     "gauge",
     "{series}",
     "Series of the proxy's metrics page as Prometheus counts them: kept; dropped because `max_series` is reached "
-    "(lines, before they are merged); withheld because several processes answer in turn; malformed.",
+    "(lines, before they are merged); withheld because several processes answer in turn; malformed: no histogram or "
+    "counter that there can be (buckets that fall, less than nothing), left out.",
     ("state",),
 )
 METRICS_BAD_LINES: Final = MetricDef(

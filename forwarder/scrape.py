@@ -90,7 +90,7 @@ class Scraper:
             "kept": page.kept - counters.withheld,
             "dropped": page.capped,
             "withheld": counters.withheld,
-            "malformed": page.malformed,
+            "malformed": page.malformed + counters.malformed,
         }
         found: list[Event] = [catalog.METRICS_SERIES.at(time, n, {"state": s}) for s, n in counts.items()]
         found.append(catalog.METRICS_BAD_LINES.at(time, page.bad_lines))

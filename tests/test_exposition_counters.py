@@ -1,5 +1,7 @@
 """Deltas, resets and restarts: what grew between two readings, never more and never less."""
 
+import math
+
 import pytest
 from exposition_pages import HISTOGRAM, NOW, SECOND, Reader, deltas, histogram, page, values
 
@@ -69,6 +71,60 @@ def test_a_fall_that_nothing_explains_claims_no_growth() -> None:
     assert (deltas(points), values(points)) == ([None], [900.0])
     assert points[0].start_time == NOW + 15 * SECOND
     assert deltas(reader.read(page({"": 901}))) == [1.0]
+
+
+FELL = {"1": 5, "2": 3, "+Inf": 9}  # more were below 1 than below 2
+WELL = {"1": 3, "2": 5, "+Inf": 9}
+
+
+@pytest.mark.parametrize(
+    ("bad", "total"),
+    [(FELL, 9.0), ({**WELL, "1": -1}, 9.0), ({**WELL, "2": math.inf}, 9.0), (WELL, math.nan)],
+    ids=["fallen", "negative", "infinite", "no sum"],
+)
+def test_a_histogram_that_there_cannot_be_is_left_out_and_counted(bad: dict[str, float], total: float) -> None:
+    """Each time, from the first on; what it grew by meanwhile is not lost."""
+    reader = Reader()
+    for _ in range(2):
+        assert reader.read((HISTOGRAM + histogram(bad, total)).encode()) == []
+        assert reader.counters.malformed == 1
+    (point,) = reader.read((HISTOGRAM + histogram(WELL, 9)).encode())
+    assert (point.delta, reader.counters.malformed) == (None, 0)  # it was there before: not all that it counted is new
+    assert reader.read((HISTOGRAM + histogram(bad, total)).encode()) == []
+    assert reader.counters.malformed == 1
+    (point,) = reader.read((HISTOGRAM + histogram({"1": 4, "2": 6, "+Inf": 10}, 10)).encode())
+    assert reader.counters.malformed == 0
+    assert point.delta
+    assert point.delta.histogram
+    assert point.delta.histogram.counts == (1, 0, 0)
+
+
+def test_growth_that_no_histogram_has_is_counted() -> None:
+    """Two more below 1, one more in all: the histogram goes on, without a delta."""
+    reader = Reader()
+    reader.read((HISTOGRAM + histogram({"1": 0, "+Inf": 5}, 9)).encode())
+    (point,) = reader.read((HISTOGRAM + histogram({"1": 2, "+Inf": 6}, 9)).encode())
+    assert (point.delta, reader.counters.malformed) == (None, 1)
+
+
+def test_a_counter_below_nothing_is_counted() -> None:
+    """One that is not on the page is not."""
+    reader = Reader()
+    reader.read(page({"": 1, '{a="b"}': -1}))
+    assert reader.counters.malformed == 1
+    reader.read(page({"": 1}))
+    assert reader.counters.malformed == 0
+
+
+def test_what_never_was_a_number_spoils_no_total() -> None:
+    """Neither when it is gone after a restart of the agent, nor when it is forgotten."""
+    bad = {ALICE: 5, BOB: math.nan, '{user="carol"}': -1}
+    reader = Reader(max_series=1)
+    reader.read(page(bad))
+    later = reader.restarted(max_series=1)
+    assert values(later.read(page({ALICE: 6}))) == [6.0]
+    reader.read(page(bad | {'{a="b"}': 1}))  # over the cap, so what is gone makes room
+    assert values(reader.read(page({ALICE: 7}))) == [7.0]
 
 
 def test_no_spike_after_a_long_gap() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from backends.http_server import Answer, Request, Response, ScriptedServer, redirect
-from exposition_pages import NOW, SECOND, page, recorded
+from exposition_pages import HISTOGRAM, NOW, SECOND, histogram, page, recorded
 
 from forwarder import config as settings
 from forwarder.config_metrics import Metrics
@@ -265,3 +265,10 @@ async def test_series_are_chosen_as_configured(world: World) -> None:
     assert metrics(await world.tick(poller), "litellm_requests_total") == {"b": 2.0}
     poller = await world.poller(**rules, health_probes=True)
     assert metrics(await world.tick(poller), "litellm_requests_total") == {"b": 6.0}
+
+
+async def test_a_histogram_whose_buckets_fall_is_told(world: World) -> None:
+    """Beside those that are none from the start."""
+    world.serve((HISTOGRAM + histogram({"1": 5, "+Inf": 3}, 1) + "litellm_latency 1\n").encode())
+    events = await world.tick(await world.poller())
+    assert metrics(events, "litellm.metrics.series")["malformed"] == 2.0

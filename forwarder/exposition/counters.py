@@ -34,6 +34,9 @@ LOOKED_BACK: Final = 10  # readings
 STRANGE: Final = 3  # of them: then several processes answer
 CALM: Final = 20  # readings in a row from one process: then one does again
 
+# In the place of a first number: the series was there and what it said could not be (`_sound`). NaN: it was not there.
+UNSOUND: Final = -1.0
+
 Numbers = Sequence[float]
 
 
@@ -80,6 +83,7 @@ class Counters:
         self.remembered: dict[bytes, Remembered] = {}  # of the last run, by series
         self.began: dict[bytes, tuple[int, Numbers]] = {}  # of the last run, by output: start, base
         self.withheld = 0  # of the last page, as Prometheus counts series
+        self.malformed = 0  # of the last page: there, but no counter or histogram, or grown in no way that one can
         self.turned: bool | None = None  # what `mixed` becomes with this reading, if it changes
         self.processes: deque[float] = deque(maxlen=16)  # that answered
         # To be taken over by `commit`: the numbers, and starts and bases of outputs.
@@ -101,7 +105,7 @@ class Counters:
         self.starts = []
         self.next = array("d", page.values)
         withhold = self.mixed or since is Since.ANOTHER
-        self.withheld = 0
+        self.withheld = self.malformed = 0
         points = []
         for output in page.outputs.values():
             if output.kind == "gauge":
@@ -151,8 +155,8 @@ class Counters:
         if not gone or not (page.capped or len(gone) > 100 + len(page.members) // 10):
             return
         for member in gone:
-            if len(member.output.members) > 1 and member.output.kind != "gauge":
-                numbers = self.last[member.at : member.at + member.size]
+            numbers = self.last[member.at : member.at + member.size]
+            if len(member.output.members) > 1 and member.output.kind != "gauge" and numbers[0] >= 0:
                 member.output.base = _sum(member.output.base, numbers)
         self.last = page.drop(gone, self.last)
         self.trusted = False
@@ -164,8 +168,9 @@ class Counters:
         for key, (numbers, created, into) in self.remembered.items():
             member = page.members.get(key)
             if member is None:  # gone meanwhile; the total of those it coincided with does not fall
-                start, base = self.began.get(into, (0, ()))
-                self.began[into] = (start, _sum(base, numbers))
+                if numbers[0] >= 0:  # neither NaN nor UNSOUND
+                    start, base = self.began.get(into, (0, ()))
+                    self.began[into] = (start, _sum(base, numbers))
             elif len(numbers) == member.size:
                 self.last[member.at : member.at + member.size] = array("d", numbers)
                 if member.created:
@@ -228,6 +233,10 @@ class Counters:
             known = since is Since.SAME and before[0] >= 0  # NaN: it was not there
             if not ((known and numbers == before) or _sound(numbers, output)):
                 self._carry(member, since)
+                if not all(map(math.isnan, numbers)):  # it is on the page
+                    self.malformed += 1
+                    if not known:
+                        self.next[member.at] = UNSOUND
                 total = _sum(total, before) if known else total
                 continue
             present, member.seen = True, self.now
@@ -249,7 +258,8 @@ class Counters:
         created = self.page.values[member.created] if member.created else NAN
         began_since = created * SECOND > self.time
         if before is None:
-            return (numbers if self.trusted or began_since else None), False
+            new = self.trusted and self.last[member.at] != UNSOUND
+            return (numbers if new or began_since else None), False
         known = self.last[member.created] if member.created else NAN
         if created > known or created < known:  # neither where one of them is NaN
             self.strange |= created < known
@@ -291,8 +301,10 @@ class Counters:
         if histogram is None:
             return None
         delta = None
-        if growth is not None and (grown := _histogram(output, growth) if any(growth) else output.still):
-            delta = Delta(self.time, None, grown)
+        if growth is not None:
+            grown = _histogram(output, growth) if any(growth) else output.still
+            self.malformed += grown is None
+            delta = None if grown is None else Delta(self.time, None, grown)
         return Metric(output.name, "histogram", "", self.now, None, output.attributes, start, histogram, delta)
 
 
