@@ -9,7 +9,7 @@ OFFLINE := UV_DEFAULT_INDEX=https://registry.invalid/simple $(BIN)/uv
 EXPORT  := $(OFFLINE) export --quiet --frozen --no-emit-project --no-default-groups
 PIP     := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test check docs bench fuzz interop format lock clean
+.PHONY: run test check docs bench fuzz interop torture format lock clean
 
 run: .venv/.run
 	@$(BIN)/litellm-forwarder run --config config.toml
@@ -37,6 +37,9 @@ fuzz: .venv/.fuzz          ## SECONDS=60 for each target
 interop: .venv/.dev       ## against real LiteLLM releases and real metrics servers, which it installs for itself
 	cd tests && ../$(BIN)/python -m interop.install
 	INTEROP=1 LITELLM_FORWARDER_SERVERS=$$(cd tests && ../$(BIN)/python -m interop.install --servers) $(BIN)/pytest -n 0 tests/interop $(ARGS)
+
+torture: .venv/.dev       ## ARGS="--seconds 300 --seed 1 --targets 10"
+	cd tests && ../$(BIN)/python -m torture.storm $(ARGS)
 
 format: .venv/.dev
 	$(BIN)/ruff format .
