@@ -97,6 +97,8 @@ def configure(level: str, stream: TextIO, form: Format = "text", environ: Mappin
     # Our jobs only start tasks; what they come to is logged by the poller. At a stop APScheduler cancels jobs that
     # have not begun, and would log each with a traceback.
     logging.getLogger("apscheduler").setLevel(logging.CRITICAL)
+    # It warns of each request that it refuses: anybody who reaches the status pages could fill the log.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     # It would log each packet that an agent does not take; the pump says what the sink makes of it, once.
     logging.getLogger("datadog").setLevel(logging.CRITICAL)
 

@@ -102,6 +102,16 @@ def test_a_librarys_line_is_one_line_and_says_whose() -> None:
     assert line.endswith(r"ERROR it\nfailed logger=lib.net error=ValueError")
 
 
+def test_the_status_servers_library_does_not_tell_of_each_request() -> None:
+    """Anybody who reaches its address could fill the log."""
+    stream = io.StringIO()
+    logs.configure("debug", stream)
+    logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+    assert not stream.getvalue()
+    logging.getLogger("uvicorn.error").error("Exception in ASGI application")
+    assert "Exception in ASGI" in stream.getvalue()
+
+
 def test_under_journald_lines_have_a_priority_and_no_time(tmp_path: Path) -> None:
     """Each line of a traceback too. Only where standard error is what the variable says: it is inherited."""
     with (tmp_path / "err").open("w+") as stream:

@@ -154,6 +154,18 @@ async def test_so_many_connections_and_no_more(site: Site) -> None:
     pytest.fail("never answered again")
 
 
+async def test_connections_do_not_use_up_the_files(site: Site) -> None:
+    """Who opens hundreds and says nothing keeps few of them: polls and sends need files too."""
+    many = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(4 * MOST)]
+    ends = [asyncio.create_task(reader.read()) for reader, _ in many]
+    async with asyncio.timeout(10):
+        while sum(end.done() for end in ends) < 2 * MOST:
+            await asyncio.wait([end for end in ends if not end.done()], return_when=asyncio.FIRST_COMPLETED)
+    for _, writer in many:
+        writer.close()
+    await asyncio.gather(*ends, return_exceptions=True)
+
+
 async def test_a_taken_address_is_told_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     """The agent's work does not need the page; when the address is free there is one."""
     taken = socket.create_server(("127.0.0.1", 0))

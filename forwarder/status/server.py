@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 AGAIN: Final = 30.0  # seconds between attempts to listen
 PER_CONNECTION: Final = 15.0  # seconds
-MOST: Final = 64  # connections at a time; more are answered 503
+MOST: Final = 64  # connections at a time; more are answered 503, and past twice as many not at all
 HEAD: Final = 16 * 1024  # bytes of a request's head
 LOCAL: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 HEADERS: Final = (
@@ -142,6 +142,8 @@ class _Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         super().connection_made(transport)
         self._limit = self.loop.call_later(PER_CONNECTION, transport.abort)
+        if len(self.connections) > 2 * MOST:  # each takes one of the files that polls and sends need
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._limit.cancel()
@@ -183,6 +185,7 @@ class StatusServer:
             server_header=False,
             date_header=False,
             limit_concurrency=MOST,
+            backlog=MOST,  # asyncio accepts so many before it lets any of them go
             h11_max_incomplete_event_size=HEAD,
             timeout_graceful_shutdown=1,
         )
