@@ -2,7 +2,7 @@
 state that the next reading counts from.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from forwarder import catalog
@@ -32,7 +32,7 @@ async def fetch_metrics(client: Client, settings: Metrics) -> Reply:
 
 
 _MIXED: Final = (
-    "Its counters go up and down. Sums and histograms are withheld until one process answers. Workers of one proxy "
+    "The counters go up and down. Sums and histograms are withheld until one process answers. Workers of one proxy "
     "need PROMETHEUS_MULTIPROC_DIR to share their counters; pods behind one address need a target each."
 )
 
@@ -79,6 +79,7 @@ class Scraper:
         self._page.read(reply.body)
         events += self._counters.observe(reply.time)
         events += self._about(reply.time)
+        reading = replace(reading, detail=self._detail())
         return Scrape(reading, events, state.encode(self._counters, self._page.fingerprint))
 
     def stored(self) -> None:
@@ -95,6 +96,20 @@ class Scraper:
         found: list[Event] = [catalog.METRICS_SERIES.at(time, n, {"state": s}) for s, n in counts.items()]
         found.append(catalog.METRICS_BAD_LINES.at(time, page.bad_lines))
         return [*found, *self._changes(time)]
+
+    def _detail(self) -> str:
+        """What is wrong with a page that can be read, for the status."""
+        page, counters = self._page, self._counters
+        found = []
+        if counters.mixed if counters.turned is None else counters.turned:
+            found.append(f"several processes answer in turn. {_MIXED}")
+        if page.capped:
+            found.append(f"{page.capped:,} lines are dropped, over metrics.max_series")
+        if malformed := page.malformed + counters.malformed:
+            found.append(f"{malformed:,} malformed histograms or counters are left out")
+        if page.bad_lines:
+            found.append(f"{page.bad_lines:,} lines cannot be read")
+        return "; ".join(found)
 
     def _changes(self, time: int) -> list[Change]:
         found = []

@@ -1,14 +1,19 @@
-"""The status server with a board that a test fills, and a client that reads one answer a connection."""
+"""The status server, with a board that a test fills or of a running agent, and a client that reads one answer a
+connection.
+"""
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
+from typing import Any
 
 import status_views as views
+from program import Running
 
 from forwarder.config_values import Address
 from forwarder.status.server import StatusServer
-from forwarder.status.view import View
+from forwarder.status.view import View, decode
 
 
 class Board:
@@ -73,3 +78,29 @@ async def serving(address: Address, board: Board) -> AsyncIterator[Site]:
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await running
+
+
+# --- of a running agent ---------------------------------------------------------------------------------------------
+
+
+async def site_of(running: Running) -> Site:
+    """Where the agent serves, by its log."""
+    await running.until(lambda: "status page" in running.err())
+    found = re.search(r"status page url=http://127\.0\.0\.1:(\d+)", running.err())
+    assert found
+    return Site(Board(), int(found[1]))
+
+
+async def view_of(site: Site) -> View:
+    return decode((await site.get("/api/status")).body)
+
+
+async def until(running: Running, site: Site, wanted: Any) -> View:
+    """The first view for which `wanted` is true."""
+    last = None
+    for _ in range(300):
+        last = await view_of(site)
+        if wanted(last):
+            return last
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"never came true; {last and last.summary}; log:\n{running.err()}")

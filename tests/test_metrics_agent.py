@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from backends.http_server import Request, Response, ScriptedServer
+import pytest_asyncio
+from backends.http_server import Request, Response, ScriptedServer, redirect
 from exposition_pages import HISTOGRAM, histogram, page
-from program import Running, agent, write_config
+from program import Running, agent, call, write_config
+from status_site import site_of, until
+
+from forwarder.status.view import Target, View
 
 TEXT: Final = {"content-type": "text/plain; version=0.0.4; charset=utf-8"}
-ABSENT: Final = Response(404, b"{}", {"content-type": "application/json"})
+JSON: Final = {"content-type": "application/json"}
+ABSENT: Final = Response(404, b"{}", JSON)
 SETTINGS: Final = 'metrics = { interval = "1s" }'
 
 
@@ -106,3 +111,66 @@ async def test_no_growth_is_lost_or_told_twice_through_deaths_of_either_side(
     assert all(min(delta["counts"]) >= 0 for delta in deltas)
     assert [delta["count"] for delta in deltas] == [2 * event["delta"]["value"] for event in sums[1:]]
     assert [delta["sum"] for delta in deltas] == [3 * event["delta"]["value"] for event in sums[1:]]
+
+
+NOTHING: Final = b"# TYPE python_info gauge\npython_info 1\n"
+LARGE: Final = b"# TYPE litellm_a gauge\n" + b"".join(b'litellm_a{b="%d"} 1\n' % n for n in range(5000))
+# What answers at the page; the endpoint's state and error then; what is told.
+CAUSES: Final[dict[str, tuple[Response, str, str | None, str]]] = {
+    "401": (Response(401, b'{"error": {}}', JSON), "failed", "auth", "wants a key"),
+    "403": (Response(403, b'{"error": {}}', JSON), "failed", "auth", "wants a key"),
+    "404": (ABSENT, "absent", None, 'to have one, set litellm_settings: {callbacks: ["prometheus"]}'),
+    "307": (redirect("https://elsewhere.example/metrics/"), "failed", "redirect", "redirects to another host"),
+    "empty": (Response(200, b"", TEXT), "absent", None, "PROMETHEUS_MULTIPROC_DIR"),
+    "nothing": (Response(200, NOTHING, TEXT), "failed", "no_metrics", "callback is not enabled"),
+    "html": (Response(200, b"<!DOCTYPE html>", {"content-type": "text/html"}), "failed", "not_metrics", "not Prom"),
+    "large": (Response(200, LARGE, TEXT), "failed", "too_large", "over metrics.max_body"),
+    "seesaw": (ABSENT, "read", None, "pods behind one address"),
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def causes(tmp_path_factory: pytest.TempPathFactory) -> tuple[View, str, str]:
+    """Of one agent with a target for each cause: what the status says as data and as text, and the log."""
+    folder = tmp_path_factory.mktemp("causes")
+    looks = 0
+
+    def answer(request: Request) -> Response:
+        nonlocal looks
+        _, name, path = request.path.split("/", 2)
+        if path != "metrics/":
+            return ABSENT
+        if name != "seesaw":
+            return CAUSES[name][0]
+        looks += 1
+        return Response(200, page({"": 1000 + looks % 2}, began=1_700_000_000 + looks % 2), TEXT)
+
+    async with ScriptedServer(answer) as server:
+        settings = 'metrics = { interval = "1s", max_body = "64KiB" }'
+        write_config(folder, [f"{server.url}/{name}" for name in CAUSES], settings, listen="127.0.0.1:0")
+        async with agent(folder) as running:
+            site = await site_of(running)
+            view = await until(running, site, lambda view: all(about(target) for target in view.targets))
+            finished = await call("status", "--url", site.url, cwd=folder)
+            return view, finished.out, running.err()
+
+
+def about(target: Target) -> str:
+    """What the status says of the metrics page."""
+    return next(endpoint.detail for endpoint in target.endpoints if endpoint.name == "metrics")
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_each_cause_is_named_in_status_and_log(name: str, causes: tuple[View, str, str]) -> None:
+    """With what is likely to mend it; what is no failure is none."""
+    view, text, log = causes
+    _, state, error, cause = CAUSES[name]
+    target = f"t{list(CAUSES).index(name)}"
+    (shown,) = [each for each in view.targets if each.name == target]
+    (endpoint,) = [each for each in shown.endpoints if each.name == "metrics"]
+    assert (endpoint.state, endpoint.error) == (state, error)
+    assert cause in endpoint.detail
+    assert f"  {target} /metrics/: {endpoint.detail}\n" in text
+    lines = [line for line in log.splitlines() if f"target={target}" in line and (cause in line or "in turn" in line)]
+    assert len(lines) == 1, log
+    assert (" WARNING " in lines[0]) == (state != "absent")

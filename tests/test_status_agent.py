@@ -1,50 +1,24 @@
 """The status pages of the whole program, as a process: what they say is true, also after a restart."""
 
-import asyncio
 import json
-import re
 import signal
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 from backends.litellm import FakeLiteLLM
-from program import Running, agent, call, write_config
-from status_site import Board, Site
+from program import agent, call, write_config
+from status_site import site_of, until
 
-from forwarder.status.view import View, decode
+from forwarder.status.view import View
 
 KEY = {"KEY": "sk-CANARY-KEY"}
 TARGET = 'api_key = { env = "KEY" }\ninterval = "1s"\ntimeout = "2s"\nhealth = { background = "on" }'
 
 
-async def site_of(running: Running) -> Site:
-    """Where the agent serves, by its log."""
-    await running.until(lambda: "status page" in running.err())
-    found = re.search(r"status page url=http://127\.0\.0\.1:(\d+)", running.err())
-    assert found
-    return Site(Board(), int(found[1]))
-
-
-async def view_of(site: Site) -> View:
-    return decode((await site.get("/api/status")).body)
-
-
 def told(view: View) -> set[str]:
     """The names of the first target's changes."""
     return {change.name for change in view.targets[0].changes}
-
-
-async def until(running: Running, site: Site, wanted: Any) -> View:
-    """The first view for which `wanted` is true."""
-    last = None
-    for _ in range(300):
-        last = await view_of(site)
-        if wanted(last):
-            return last
-        await asyncio.sleep(0.1)
-    raise AssertionError(f"never came true; {last and last.summary}; log:\n{running.err()}")
 
 
 async def test_what_it_says_is_true(tmp_path: Path) -> None:

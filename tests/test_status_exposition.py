@@ -8,7 +8,7 @@ from typing import Any
 from backends.litellm import FakeLiteLLM
 from program import agent, write_config
 from prometheus_client.parser import text_string_to_metric_families
-from test_status_agent import site_of
+from status_site import site_of
 from test_status_history import NOW, alive, feed, history, listing, reading
 
 from forwarder import catalog

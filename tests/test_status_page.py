@@ -9,7 +9,7 @@ import status_views as views
 from status_views import NOW
 
 from forwarder.status.page import HEIGHT, LEAST, WIDTH, Page, pieces
-from forwarder.status.view import Change, View, ago
+from forwarder.status.view import Change, Endpoint, View, ago
 
 HOSTILE = """"><script>alert(1)</script><img src=x onerror=alert(1)>' {{7*191}} {% x %} \u202e&amp; </title></style>"""
 
@@ -68,6 +68,24 @@ def test_it_tells_what_is_the_matter_worst_first(page: Page) -> None:
         "100 events lost for sink newrelic",
     ):
         assert said in shown.words
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "said"),
+    [
+        (
+            Endpoint("metrics", "failed", "auth", "it wants a key", NOW, None),
+            "Cannot read metrics auth: it wants a key",
+        ),
+        (Endpoint("metrics", "absent", None, "there is none", NOW, None), "Metrics page there is none"),
+        (Endpoint("metrics", "read", None, "5 lines are dropped", NOW, None), "Metrics page 5 lines are dropped"),
+    ],
+)
+def test_what_is_wrong_with_a_metrics_page_is_shown(page: Page, endpoint: Endpoint, said: str) -> None:
+    """Also where it is no failure. A page that goes on whole is not mentioned."""
+    assert said in Outline(page.main(views.view([views.target(endpoints=(endpoint,))]))).words
+    well = Endpoint("metrics", "read", None, "", NOW, None)
+    assert "Metrics page" not in Outline(page.main(views.view([views.target(endpoints=(well,))]))).words
 
 
 def test_a_sink_without_acknowledgement_has_handed_over(page: Page) -> None:

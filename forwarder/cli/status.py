@@ -139,8 +139,8 @@ def as_text(view: View, width: int | None = None) -> str:
     lines += [_cut(f"not ready: {each}", width) for each in view.not_ready]
     targets = ("PROXY", "STATE", "FOR", "UP", "FAILING", "24 H", "RELEASE", "BILLED TODAY", "WHY")
     lines += ["", *_table(targets, [_target(each, view) for each in view.targets], width)]
-    failing = list(_failing(view))
-    lines += ["", *(_cut(line, width) for line in failing)] if failing else []
+    for each in (list(_failing(view)), list(_pages(view))):
+        lines += ["", *(_cut(line, width) for line in each)] if each else []
     sinks = ("SINK", "STATE", "BEHIND", "PENDING", "DELIVERED", "LOST", "LAST SUCCESS", "LAST ERROR")
     lines += ["", *_table(sinks, [_sink(each, view) for each in view.sinks], width)]
     return "\n".join(lines)
@@ -169,6 +169,14 @@ def _failing(view: View) -> Iterator[str]:
         yield from (f"  {target.name}: {_deployment(each, view)}" for each in failing[:LISTED])
         if len(failing) > LISTED:
             yield f"  {target.name}: and {len(failing) - LISTED:,} more that fail"
+
+
+def _pages(view: View) -> Iterator[str]:
+    """Of metrics pages what is wrong with them, unless it is what is wrong with the proxy."""
+    for target in view.targets:
+        for each in target.endpoints:
+            if each.name == "metrics" and each.detail and each.detail not in target.reason:
+                yield f"  {target.name} /metrics/: {each.detail}"
 
 
 def _deployment(each: Deployment, view: View) -> str:

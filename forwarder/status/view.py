@@ -80,7 +80,8 @@ class Listing(msgspec.Struct, frozen=True):
 
 class Endpoint(msgspec.Struct, frozen=True):
     """One URL path that is read. `state`: read, failed, absent (the proxy does not offer it) or waiting (not asked
-    yet). `error`: a class of `litellm.probe.failure`. `next`: not asked again before then (absent, key refused).
+    yet). `error`: a class of `litellm.probe.failure`. `detail`: one clause why it failed or is absent; of the metrics
+    page also what of it does not go on. `next`: not asked again before then (absent, key refused).
     """
 
     name: str
