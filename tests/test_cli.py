@@ -1,6 +1,7 @@
 """Every command as a user calls it: what it says, how it exits, and that nobody is shown a traceback."""
 
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -21,6 +22,30 @@ def said(finished: Finished, code: int, *parts: str) -> None:
     for part in parts:
         assert part in finished.out + finished.err
     assert "Traceback" not in finished.err
+
+
+# --- signals that come early ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "code"),
+    [
+        ("run", signal.SIGINT, 130),
+        ("status", signal.SIGINT, 130),
+        ("run", signal.SIGTERM, 0),
+        ("run", signal.SIGHUP, 3),
+        ("status", signal.SIGTERM, -signal.SIGTERM),
+        ("status", signal.SIGHUP, -signal.SIGHUP),
+    ],
+)
+async def test_a_signal_while_the_program_is_imported(
+    command: str, number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    """Ctrl-C ends it with 130, a stop of the agent is one, its reload is none (3: it went on); always without a word.
+    Commands beside the agent are ended as any program.
+    """
+    (tmp_path / "click.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\nlen('')\nos._exit(3)\n")
+    assert await call(command, cwd=tmp_path) == Finished(code, "", "")
 
 
 # --- check ------------------------------------------------------------------------------------------------------
