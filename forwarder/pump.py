@@ -298,7 +298,7 @@ class Pump:
             return "done"
         # Everything refused is rarely the data's fault. Going on slowly keeps the backlog from being buried whole,
         # and still gets past a long run of poison, one event a probe.
-        self._failed("blocked", f"refuses every event: {reason}")
+        self._failed("blocked", f"refuses every event: {reason}", saying=_REFUSING)
         return "failed"
 
     def _tell(self) -> None:
@@ -355,17 +355,17 @@ class Pump:
 
     # --- failing and waiting --------------------------------------------------------------------------------------
 
-    def _failed(self, state: State, reason: str, after: float | None = None) -> None:
+    def _failed(self, state: State, reason: str, after: float | None = None, saying: str = "") -> None:
         now = self._clock()
         since = self.status.since if self.status.attempts else now
         say = log.warning if state == "retrying" else log.error
         if (self.status.state, self.status.reason) != (state, reason):
-            say(_SAYING[state], extra=fields(sink=self.sink.name, reason=reason))
+            say(saying or _SAYING[state], extra=fields(sink=self.sink.name, reason=reason))
             self._reminder = Reminder(now)
         elif self._reminder.due(now):
             lasting = f"{(now - since) // 1_000_000_000}s"
             told = fields(sink=self.sink.name, reason=reason, lasting=lasting, attempts=self.status.attempts + 1)
-            say("still: " + _SAYING[state], extra=told)
+            say("still: " + (saying or _SAYING[state]), extra=told)
         # Compared, because a backend may well ask for "nan" seconds.
         self._asked = after if after is not None and after > 0 else 0.0
         self._failures += 1
@@ -442,6 +442,10 @@ class Pump:
         return limit is not None and now - piece.batch.time > limit * 1e9
 
 
+_REFUSING: Final = (
+    "the sink refuses every event; one is tried now and then and is a dead letter if it is refused, the spool keeps "
+    "the others"
+)
 _SAYING: Final = {
     "retrying": "cannot deliver; the spool keeps everything, trying again",
     "blocked": "the sink is blocked; the spool keeps everything, trying slowly",

@@ -82,9 +82,11 @@ def key(fact: Fact) -> Key:
 
 
 def out_of_order(wanted: Iterable[frozenset[Key]], arrived: Iterable[Key]) -> list[Key]:
-    """Facts whose first arrival is behind that of one of their series that was put later."""
+    """Facts whose first arrival is behind that of one of their series that was put later, and is later: where a clock
+    was set back, the order of putting and that of times differ, and a backend wants the latter within a request.
+    """
     place = {each: number for number, keys in enumerate(wanted) for each in keys}
-    newest: dict[tuple[str, str], int] = {}
+    newest: dict[tuple[str, str], tuple[int, int]] = {}  # place and time
     seen: set[Key] = set()
     late = []
     for each in arrived:
@@ -92,9 +94,10 @@ def out_of_order(wanted: Iterable[frozenset[Key]], arrived: Iterable[Key]) -> li
             continue
         seen.add(each)
         series = each[:2]
-        if place[each] < newest.get(series, -1):
+        here, before = (place[each], each[2]), newest.get(series, (-1, -1))
+        if here[0] < before[0] and here[1] < before[1]:
             late.append(each)
-        newest[series] = max(place[each], newest.get(series, -1))
+        newest[series] = max(here, before)
     return late
 
 

@@ -182,7 +182,8 @@ class Storm:
                 running.signal(signal.SIGHUP)
             case _:
                 assert self.clock is not None
-                self.clock.write_text(f"{self.dice.choice((-7200, -60, 0, 60, 1800)):+d}")
+                # Not far ahead: what is in the future is stamped anew by a sink whose backend would drop it.
+                self.clock.write_text(f"{self.dice.choice((-7200, -60, 0, 60)):+d}")
 
     async def _flap(self, number: int) -> None:
         if number in self.down:
