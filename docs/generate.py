@@ -107,6 +107,11 @@ METRICS_HEAD: Final = """
 |---|---|---|---|---|
 """
 
+FAMILIES_FOOT: Final = """
+Some backends write their names anew, and `litellm_proxy_total_requests_metric_total` comes out as another:
+[sinks.md](sinks.md#names-in-victoriametrics). A gauge of 9223372036854776000 (2^63) is LiteLLM's "no limit".
+"""
+
 CHANGES_HEAD: Final = """
 ## Changes
 
@@ -123,7 +128,21 @@ BACKENDS: Final = """
 
 What each metric and change becomes in each backend, with a query for it there. [metrics.md](metrics.md) says what they
 mean, [sinks.md](sinks.md) how they are sent. Names in Prometheus are those of OpenTelemetry's rules, which Mimir and
-Grafana Cloud follow too; a VictoriaMetrics does with `-opentelemetry.usePrometheusNaming`.
+Grafana Cloud follow too; a VictoriaMetrics does with `-opentelemetry.usePrometheusNaming`
+([which also changes names of the proxy's](sinks.md#names-in-victoriametrics)). The proxy's own metrics
+have the names of its page: [metrics.md](metrics.md#the-proxys-own-metrics).
+
+**Gaps.** Prometheus looks five minutes back for a sample, and a billed `/health` is read every five minutes, so graphs
+of deployments (`litellm.deployment.…`, `litellm.healthy_models`, `litellm.unhealthy_models`) may have gaps. Write
+`last_over_time(litellm_deployment_up[10m])` instead of the bare name, or set `health = { interval = "4m" }`: a quarter
+more billed calls. Where `/health` is free there are none.
+
+**First readings.** `increase()` and `rate()` see a sum grow only from its second sample on, and miss what the first
+one already held: `litellm_probe_billed_calls_total` begins with the calls of the first poll. The sum itself
+(`max by (litellm_target) (litellm_probe_billed_calls_total)`) has all of them.
+
+Queries take the worst of what they put together: `min` of states and of what is left, `max` of failures, ages,
+durations, sizes and queues.
 """
 
 BACKENDS_METRICS: Final = """
@@ -142,6 +161,21 @@ the type `LiteLLMChange`.
 | name | Grafana: LogQL | Datadog: event search | New Relic: NRQL |
 |---|---|---|---|
 """
+
+# Gauges of which less is worse: states (1 is well), and what there is or is left. Of all others more is worse.
+LESS_IS_WORSE: Final = {
+    "litellm.health",
+    "litellm.healthy_models",
+    "litellm.up",
+    "litellm.ready",
+    "litellm.deployment.up",
+    "litellm.dependency.up",
+    "litellm.router.models",
+    "litellm.probe.success",
+    "litellm.probe.budget.remaining",
+    "forwarder.sink.up",
+    "forwarder.uptime",
+}
 
 # How OpenTelemetry's rules write a unit in a name; {…} is left out.
 UNITS: Final = {"1": "", "s": "_seconds", "By": "_bytes"}
@@ -230,7 +264,7 @@ def metrics() -> str:
     text = NOTE + "\n" + METRICS + METRICS_HEAD
     for metric in catalog.METRICS:
         text += row(f"`{metric.name}`", metric.kind, f"`{metric.unit}`", codes(metric.attributes), metric.description)
-    text += f"\n## The proxy's own metrics\n\n{catalog.FAMILIES}"
+    text += f"\n## The proxy's own metrics\n\n{catalog.FAMILIES}{FAMILIES_FOOT}"
     text += CHANGES_HEAD
     for change in catalog.CHANGES:
         text += row(f"`{change.name}`", change.severity, codes(change.attributes), change.description)
@@ -280,6 +314,11 @@ def whom(metric: catalog.MetricDef) -> list[str]:
     return [*([] if metric.name.startswith("forwarder.") else ["litellm.target"]), *metric.attributes]
 
 
+def worst(metric: catalog.MetricDef) -> str:
+    """How several points of a gauge become the one that matters."""
+    return "min" if metric.name in LESS_IS_WORSE else "max"
+
+
 def promql(metric: catalog.MetricDef) -> str:
     name = prometheus_name(metric)
     labels = ", ".join(key.replace(".", "_") for key in whom(metric))
@@ -291,7 +330,7 @@ def promql(metric: catalog.MetricDef) -> str:
             buckets = f"by ({', '.join(filter(None, ['le', labels]))})"
             return f"histogram_quantile(0.95, sum {buckets} (rate({name}_bucket[5m])))"
         case _:
-            return f"min{by} ({name})"
+            return f"{worst(metric)}{by} ({name})"
 
 
 def datadog(metric: catalog.MetricDef) -> str:
@@ -303,7 +342,7 @@ def datadog(metric: catalog.MetricDef) -> str:
         case "histogram":
             return f"avg:{metric.name}.p95{{*}}{by}"
         case _:
-            return f"min:{metric.name}{{*}}{by}"
+            return f"{worst(metric)}:{metric.name}{{*}}{by}"
 
 
 def nrql(metric: catalog.MetricDef) -> str:
