@@ -189,6 +189,15 @@ def test_a_bad_line_costs_that_line() -> None:
         assert reader.page.bad_lines == 3
 
 
+def test_a_name_without_end_is_a_bad_line() -> None:
+    """Of a metric or a label: values are cut, names would go on whole, to every sink and into the spool."""
+    reader = Reader()
+    long = "x" * 200
+    body = f'litellm_a 1\nlitellm_{long} 1\nlitellm_b{{{long}="1"}} 1\nlitellm_c{{x{long}="1"}} 1\n'
+    assert [p.name for p in reader.read(body.encode())] == ["litellm_a", "litellm_b"]
+    assert reader.page.bad_lines == 2
+
+
 def test_lines_end_at_a_line_feed_alone() -> None:
     """U+2028, U+0085 and a vertical tab are part of the label."""
     body = page({'{model="a\u2028b\u0085c\x0bd"}': 5})

@@ -10,6 +10,7 @@ Where this reader differs on purpose from those of prometheus_client (the oracle
 - timestamps and exemplars are checked for form and left out: points carry the time of the reading;
 - `# EOF` is not demanded: a page that is cut off is found by its framing in HTTP;
 - a counter keeps the name that its samples have (prometheus_client takes `_total` off, or puts it on);
+- names over MAX_NAME are bad lines;
 - quoted metric names (`{"a.b"}`, UTF-8 names) are bad lines: they are sent only to who asks for them.
 """
 
@@ -18,6 +19,8 @@ from typing import Final, NamedTuple
 
 # Longer ones are no series that anybody wants, and must not be remembered.
 MAX_LINE: Final = 64 * 1024  # bytes
+# Of a metric or a label. No backend takes longer ones, and unlike values, which are cut, they would go on whole.
+MAX_NAME: Final = 200  # characters
 
 _NUMBER: Final = r"[^ \t\r{}#,]++"
 # Possessive quantifiers (`*+`): without them a long line that fails at its end takes for ever.
@@ -68,7 +71,7 @@ def sample(line: bytes) -> Sample:
     except UnicodeDecodeError:
         raise BadLineError from None
     found = _SAMPLE.fullmatch(text)
-    if found is None:
+    if found is None or len(found["name"]) > MAX_NAME:
         raise BadLineError
     if found["time"] is not None:
         number(found["time"])
@@ -97,6 +100,8 @@ def _labels(text: str) -> Labels:
     labels = tuple(_EACH.findall(text))
     if len(dict(labels)) < len(labels):
         raise BadLineError  # one name twice
+    if any(len(name) > MAX_NAME for name, _ in labels):
+        raise BadLineError
     if "\\" in text:
         return tuple((name, _ESCAPE.sub(_unescaped, value)) for name, value in labels)
     return labels
