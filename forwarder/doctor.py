@@ -147,7 +147,7 @@ def listening(agent: Agent) -> Finding:
         else:
             return Finding("status page", "good", f"{agent.listen} is free for it; no agent answers there")
     try:
-        view = status.view(agent.listen.url, timeout=5.0)
+        view = status.view(agent.listen.url, 5.0, status.state_folder(agent))
     except NoAgentError as error:
         fix = 'stop what listens there, or set agent.listen to another address, or to "off"'
         return Finding("status page", "bad", f"{agent.listen} cannot be used ({taken}), and {error}", fix)

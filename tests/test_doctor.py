@@ -119,6 +119,30 @@ async def test_another_program_on_the_port(tmp_path: Path) -> None:
         assert "is no litellm-forwarder" in said(findings, "status page", "bad")
 
 
+async def test_another_agent_on_the_port(tmp_path: Path) -> None:
+    """It is not taken for ours, by `doctor` or `status`: it has another state folder, whose path it does not tell."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.mkdir()
+    theirs.mkdir()
+    async with FakeLiteLLM() as proxy:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            listen = f"127.0.0.1:{free.getsockname()[1]}"
+        write_config(ours, [proxy.url], listen=listen)
+        write_config(theirs, [proxy.url], listen=listen)
+        async with agent(theirs) as running:
+            await running.until(lambda: "status page" in running.err())
+            code, findings = await doctor(ours)
+            assert code == 1
+            assert "another agent answers" in said(findings, "status page", "bad")
+            finished = await call("status", cwd=ours)
+            assert (finished.code, finished.out) == (2, "")
+            assert "another agent answers" in finished.err
+            shown = await call("status", "--json", "--url", f"http://{listen}", cwd=ours)
+            assert json.loads(shown.out)["sinks"]
+            assert str(tmp_path) not in shown.out
+            assert (await call("status", "--json", cwd=theirs)).code < 2
+
+
 async def test_people_are_not_woken(tmp_path: Path) -> None:
     """A sink that tells people is built, but sent nothing: `notify test` is for that."""
     async with FakeLiteLLM() as proxy:

@@ -47,10 +47,10 @@ def status(  # noqa: PLR0913 - one argument per option
     Exit code 0: all is well; 1: something is the matter, and the first line says what; 2: no agent answers.
     """
     try:
-        base = _base(config_path, url)
+        base, expected = _asked(config_path, url)
         if watch:
-            return _watch(base, interval, timeout, as_json=as_json)
-        view = client.view(base, timeout)
+            return _watch(lambda: client.view(base, timeout, expected), interval, as_json=as_json)
+        view = client.view(base, timeout, expected)
     except NoAgentError as error:
         click.echo(f"{PROGRAM}: {error}", err=True)
         return Exit.UNREACHABLE
@@ -68,7 +68,7 @@ def alive(config_path: Path | None, url: str | None, timeout: float) -> int:
     Asks /healthz, which speaks of the agent alone: not of proxies or sinks. Exit code 0: yes; 1: no, or none answers.
     """
     try:
-        problems = client.alive(_base(config_path, url), timeout)
+        problems = client.alive(_asked(config_path, url)[0], timeout)
     except NoAgentError as error:
         problems = [str(error)]
     if not problems:
@@ -78,28 +78,30 @@ def alive(config_path: Path | None, url: str | None, timeout: float) -> int:
     return Exit.UNHEALTHY
 
 
-def _base(config_path: Path | None, url: str | None) -> str:
+def _asked(config_path: Path | None, url: str | None) -> tuple[str, str]:
+    """Whom to ask, and the state folder that tells our agent from another; whoever answers at --url is meant."""
     if url is None:
-        return client.base_url(load(config_path, secrets=False).agent.listen)
+        agent = load(config_path, secrets=False).agent
+        return client.base_url(agent.listen), client.state_folder(agent)
     if not url.startswith(("http://", "https://")):
         raise click.UsageError("--url must begin with http:// or https://")
-    return url
+    return url, ""
 
 
 # --- again and again ----------------------------------------------------------------------------------------------
 
 
-def _watch(base: str, interval: float, timeout: float, *, as_json: bool) -> int:
+def _watch(look: Callable[[], View], interval: float, *, as_json: bool) -> int:
     """Redraw in place: nothing is cleared before its successor is written, so nothing flickers."""
     if as_json:
-        return _forever(lambda: say(encode(client.view(base, timeout)).decode()), interval)
+        return _forever(lambda: say(encode(look()).decode()), interval)
     if not sys.stdout.isatty():
         raise click.UsageError("--watch needs a terminal; with --json it prints one line each time")
 
     def draw() -> None:
         width, height = shutil.get_terminal_size()
         try:
-            text = as_text(client.view(base, timeout), width)
+            text = as_text(look(), width)
         except NoAgentError as error:
             text = click.style("NO AGENT", fg="red", bold=True) + f"  {_printable(str(error))}"
         lines = text.split("\n")

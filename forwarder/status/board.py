@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from forwarder.config import Config
 from forwarder.errors import CodecError, SpoolUnavailable
 from forwarder.events import AttributeValue, Batch, Change, Metric
+from forwarder.instance import fingerprint
 from forwarder.logs import fields
 from forwarder.poll import Poller
 from forwarder.pump import Pump
@@ -53,6 +54,7 @@ class Board:
         self._parts = parts
         self._clock = clock
         self._started = clock()
+        self._state_folder = fingerprint(parts.config.agent.state_dir)
         self._histories: dict[str, History] = {}
         self._restored: dict[str, Stored] = {}
         self._stored_at: dict[str, int] = {}
@@ -156,6 +158,7 @@ class Board:
             ],
             changes=self._changes,
             not_ready=self.not_ready(),
+            state_folder=self._state_folder,
         )
 
     async def metrics(self) -> str:

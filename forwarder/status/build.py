@@ -51,6 +51,7 @@ def build(  # noqa: PLR0913 - all by name: everything the agent knows
     sinks: Iterable[Delivering],
     changes: Sequence[Told],
     not_ready: Sequence[str],
+    state_folder: str,
 ) -> View:
     """Everything, worst first."""
     seen = sorted((_target(each, now) for each in targets), key=_worst)
@@ -67,6 +68,7 @@ def build(  # noqa: PLR0913 - all by name: everything the agent knows
         targets=tuple(seen),
         sinks=tuple(shown),
         changes=_changes(changes),
+        state_folder=state_folder,
     )
 
 

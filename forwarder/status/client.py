@@ -5,7 +5,9 @@ from typing import Final
 import httpx
 import msgspec
 
+from forwarder.config import Agent
 from forwarder.config_values import Address
+from forwarder.instance import fingerprint
 from forwarder.status.view import FORMAT, SERVICE, View, decode
 
 MOST: Final = 64 * 2**20  # bytes of an answer
@@ -24,8 +26,17 @@ def base_url(listen: Address | None) -> str:
     return listen.url
 
 
-def view(url: str, timeout: float) -> View:
-    """How the agent at `url` is, within `timeout` seconds. Raises NoAgentError."""
+def state_folder(agent: Agent) -> str:
+    """The fingerprint that the agent of this configuration shows; empty where that cannot be known from here, because
+    the folder is not configured and the agent may have another default (its user, $STATE_DIRECTORY).
+    """
+    return fingerprint(agent.state_dir) if "state_dir" in agent.model_fields_set else ""
+
+
+def view(url: str, timeout: float, expected: str = "") -> View:
+    """How the agent at `url` is, within `timeout` seconds. `expected`: the `state_folder` it must have, if any.
+    Raises NoAgentError.
+    """
     status, body = _get(url, "/api/status", timeout)
     if status != 200:
         raise NoAgentError(f"what answers at {url} is no litellm-forwarder (HTTP {status})")
@@ -34,9 +45,12 @@ def view(url: str, timeout: float) -> View:
         theirs = found.get("format")
         if found.get("service") == SERVICE and isinstance(theirs, int) and theirs != FORMAT:
             raise NoAgentError(f"the agent at {url} is another release, whose status this one cannot read")
-        return decode(body)
+        view = decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise NoAgentError(f"what answers at {url} is no litellm-forwarder") from None
+    if expected and view.state_folder not in ("", expected):
+        raise NoAgentError(f"another agent answers at {url}: its state folder is not agent.state_dir")
+    return view
 
 
 def alive(url: str, timeout: float) -> list[str]:

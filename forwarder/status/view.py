@@ -172,7 +172,7 @@ class Sink(msgspec.Struct, frozen=True):
 
 class View(msgspec.Struct, frozen=True):
     """`summary`: what is the matter, worst first; empty when nothing is. `not_ready`: what `/readyz` waits for.
-    `changes`: losses of the agent itself, newest first.
+    `changes`: losses of the agent itself, newest first. `state_folder`: the `instance.fingerprint` of the agent's.
     """
 
     format: int
@@ -186,6 +186,7 @@ class View(msgspec.Struct, frozen=True):
     targets: tuple[Target, ...]
     sinks: tuple[Sink, ...]
     changes: tuple[Change, ...]
+    state_folder: str = ""
 
 
 def moment(ns: int) -> datetime:
