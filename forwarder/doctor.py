@@ -6,10 +6,10 @@ test. It reads what the agent would read of a target, and `/health` only where t
 
 import asyncio
 import fcntl
-import os
 import shutil
 import socket
 import stat
+import tempfile
 import time
 import tomllib
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +21,7 @@ from forwarder import catalog, inspection
 from forwarder.build import build_clients, build_sink
 from forwarder.config import Agent, Config, Target
 from forwarder.config_notify import NotifySink
+from forwarder.config_references import exists
 from forwarder.config_sinks import ConsoleSink, SinkConfig
 from forwarder.config_values import size_text
 from forwarder.errors import ConfigError
@@ -99,10 +100,14 @@ def _references(value: Any) -> Iterator[str]:
 def state_folder(config: Config) -> Iterator[Finding]:
     """Whether the spool can be there, and whether an agent uses it."""
     folder = config.agent.state_dir
-    there = next(each for each in (folder, *folder.parents) if each.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    there = next(each for each in (folder, *folder.parents) if exists(each))
+    try:
+        # Nothing less tells: /proc grants root every access, and takes no folder.
+        Path(tempfile.mkdtemp(prefix=".doctor-", dir=there)).rmdir()
+    except OSError as error:
         fix = "give it to the user that runs the agent, or set agent.state_dir"
-        yield Finding("state folder", "bad", f"{there} cannot be written by this user", fix)
+        text = f"{there} cannot be written by this user: {error.strerror or type(error).__name__}"
+        yield Finding("state folder", "bad", text, fix)
         return
     yield Finding("state folder", "good", f"{folder} can be written" if there == folder else f"{folder} can be made")
     free, wanted = shutil.disk_usage(there).free, config.spool.max_bytes

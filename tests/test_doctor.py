@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.litellm import FakeLiteLLM
-from program import agent, call, write_config
+from program import agent, call, names_in, write_config
 
 KEY = {"KEY": "sk-CANARY-KEY"}
 WITH_KEY = 'api_key = { env = "KEY" }'
@@ -93,6 +93,21 @@ async def test_files_and_folders(tmp_path: Path) -> None:
         assert code == 1
         assert "no file that holds a key" in said(findings, "secrets", "good")
         assert "cannot be written" in said(findings, "state folder", "bad")
+
+
+async def test_a_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    """/proc lets root write, as far as its permissions say, and takes no folder. Nothing is left where one can be."""
+    async with FakeLiteLLM() as proxy:
+        write_config(tmp_path, [proxy.url])
+        before = names_in(tmp_path)
+        code, findings = await doctor(tmp_path)
+        assert (code, names_in(tmp_path)) == (0, before)
+        assert "can be made" in said(findings, "state folder", "good")
+        config = tmp_path / "config.toml"
+        config.write_text(config.read_text().replace('"state"', '"/proc/litellm"'))
+        code, findings = await doctor(tmp_path)
+        assert code == 1
+        assert said(findings, "state folder", "bad").startswith("/proc cannot be written by this user: ")
 
 
 async def test_beside_a_running_agent(tmp_path: Path) -> None:
