@@ -78,7 +78,7 @@ def list_(config_path: Path | None, sink: str | None, limit: int, *, as_json: bo
 @spool.command()
 @click.argument("id", type=LETTER_ID)
 @config_option
-def show(config_path: Path | None, id: int) -> None:  # noqa: A002 - the name in the help text
+def show(config_path: Path | None, id: int) -> int:  # noqa: A002 - the name in the help text
     """Show one dead letter whole, as JSON."""
 
     async def read(spool: Spool) -> list[DeadLetter]:
@@ -86,8 +86,10 @@ def show(config_path: Path | None, id: int) -> None:  # noqa: A002 - the name in
 
     letters = [letter for letter in with_spool(config_path, read) if letter.id == id]
     if not letters:
-        raise click.UsageError(f"no dead letter {id}; `{PROGRAM} spool list` lists them")
+        click.echo(f"{PROGRAM}: no dead letter {id}; `{PROGRAM} spool list` lists them", err=True)
+        return Exit.UNHEALTHY
     say(json.dumps(_letter(letters[0]), indent=2))
+    return Exit.OK
 
 
 @spool.command()
