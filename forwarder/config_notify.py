@@ -26,6 +26,10 @@ _PORTS: Final[dict[MailMode, int]] = {"starttls": 587, "ssl": 465, "plain": 25}
 _MAIL_KEYS: Final = ("from", "to", "mode", "smtp", "user", "pass")
 _MAIL_HINT: Final = "as in mailtos://user:password@smtp.example.com/?from=agent@example.com&to=ops@example.com"
 _MAILBOX: Final = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9.-]{1,253}")
+# Apprise's own for e-mail (github.com/caronc/apprise/wiki/Notify_email).
+_APPRISE_KEYS: Final = frozenset(
+    {"bcc", "cc", "cto", "format", "name", "overflow", "pgp", "pgpkey", "redirect", "reply", "rto", "verify"}
+)
 # What an Apprise URL may not change: it would take the contract of a sink with it.
 _NOT_TAKEN: Final = {
     "verify": "certificates are always verified; ca_file names an authority of your own",
@@ -60,8 +64,11 @@ def mailbox(url: Secret) -> Mailbox | None:
         return None
     query = _query(parts)
     if unknown := query.keys() - set(_MAIL_KEYS):
-        known = ", ".join(_MAIL_KEYS)
-        raise problem(f"the URL has {len(unknown)} parameters that e-mail does not take", f"it takes {known}")
+        count = "a parameter" if len(unknown) == 1 else f"{len(unknown)} parameters"
+        # Not any name: of a password with an unescaped ? or & the rest is one.
+        named = ", ".join(sorted(unknown & _APPRISE_KEYS))
+        reason = f"the URL has {count} that e-mail does not take" + (f" ({named})" if named else "")
+        raise problem(reason, f"it takes {', '.join(_MAIL_KEYS)}")
     mode = _mode(scheme, query.get("mode"))
     try:
         host, port = parts.hostname or "", parts.port or _PORTS[mode]
@@ -78,7 +85,10 @@ def mailbox(url: Secret) -> Mailbox | None:
         raise problem("the URL has a user without a password, or a password without a user", _MAIL_HINT)
     sender = query.get("from") or (user if user and "@" in user else f"{user or 'litellm-forwarder'}@{host}")
     listed = [*query.get("to", "").split(","), *(unquote(part) for part in parts.path.split("/"))]
-    recipients = tuple(dict.fromkeys(one.strip() for one in listed if one.strip())) or (sender,)
+    recipients = tuple(dict.fromkeys(one.strip() for one in listed if one.strip()))
+    if not recipients and not query.get("from"):
+        raise problem("the URL names nobody to write to", f"add to=…, {_MAIL_HINT}")
+    recipients = recipients or (sender,)
     if not all(_MAILBOX.fullmatch(one) for one in (sender, *recipients)):
         raise problem("the URL has a sender or a recipient that is no e-mail address", _MAIL_HINT)
     return Mailbox(server, port, mode, user, Secret(password) if password else None, sender, recipients)

@@ -81,6 +81,12 @@ def test_mail_urls_are_read_as_apprise_writes_them(url: str, expected: tuple[obj
         (f"mailtos://me:{CANARY}@x.test/?from=a%3Eb@x.test", "the URL has a sender or a recipient"),
         (f"mailtos://me:{CANARY}@x.test:{CANARY}/", "the URL has a port that cannot be read"),
         (f"mailtos://me:{CANARY}@x.test/?format={CANARY}&{CANARY}=1", "the URL has 2 parameters that e-mail does not"),
+        (
+            f"mailtos://me:{CANARY}@x.test/?Format={CANARY}",
+            "the URL has a parameter that e-mail does not take (format) (it takes from, to,",
+        ),
+        (f"mailtos://me:{CANARY}@x.test/?{CANARY}=1", "the URL has a parameter that e-mail does not take (it takes"),
+        (f"mailtos://me%40x.test:{CANARY}@x.test", "the URL names nobody to write to (add to=…, as in mailtos://"),
         (f"mailtos://me:{CANARY}@x.test/?mode={CANARY}", "the URL has a mode that is not known"),
         (f"mailtos://me:{CANARY}@/?smtp={CANARY}%20x", "the URL has no mail server, or one that cannot be read"),
         (f"mailtos://[{CANARY}/", "holds a URL that cannot be read"),
