@@ -176,13 +176,14 @@ def as_text(view: View) -> str:
     version = f"LiteLLM {view.version}" if view.version else "release not said"
     lines = [f"{click.style(view.status.upper(), fg=_COLOURS[view.status], bold=True)}  {view.label}  {version}"]
     lines.append(f"  {view.why}")
+    # Before what was read: the headline rests on that alone.
+    for detail, endpoints in _troubles(view).items():
+        lines.append(f"  {click.style('cannot read', fg='yellow')} {', '.join(endpoints)}: {detail}")
     lines += [*_row("dependencies", _dependencies(view)), *_row("backlog", _backlog(view))]
     lines += _row("deployments", _counts(view))
     lines += ["    " + _deployment(deployment) for deployment in _failing_first(view.deployments or ())]
     absent = [endpoint for endpoint, seen in view.said.items() if seen.reading.absent]
     lines += _row("not offered here", ", ".join(absent))
-    for detail, endpoints in _troubles(view).items():
-        lines.append(f"  {click.style('cannot read', fg='yellow')} {', '.join(endpoints)}: {detail}")
     return "\n".join(lines)
 
 

@@ -274,6 +274,17 @@ async def test_a_bad_url(tmp_path: Path) -> None:
     assert "CANARY" not in finished.err
 
 
+async def test_inspect_with_a_wrong_key(tmp_path: Path) -> None:
+    """The key is the first thing told under a headline that does not need one."""
+    async with FakeLiteLLM(key="sk-right") as proxy:
+        finished = await call("inspect", proxy.url, "--no", cwd=tmp_path, env={"LITELLM_API_KEY": "sk-wrong"})
+    head, why, trouble, *_ = finished.out.splitlines()
+    assert (head.split()[0], why) == ("HEALTHY", "  alive and ready")
+    assert trouble.startswith("  cannot read ")
+    assert "key" in trouble
+    assert "sk-wrong" not in finished.out + finished.err
+
+
 # --- spool --------------------------------------------------------------------------------------------------------
 
 
