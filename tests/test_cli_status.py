@@ -140,6 +140,7 @@ async def test_where_no_agent_answers(tmp_path: Path) -> None:
         finished = await call(command, "--url", "http://127.0.0.1:1", cwd=tmp_path)
         assert finished.code == code
         assert "nothing listens there" in finished.err
+        assert "a changed agent.listen only after a restart, until then --url asks it" in finished.err
     write_config(tmp_path, ["http://127.0.0.1:1"], listen="127.0.0.1:0")
     assert "--url" in (await call("status", cwd=tmp_path)).err
     assert (await call("status", "--url", "ftp://x", cwd=tmp_path)).code == 64

@@ -80,7 +80,10 @@ def _get(url: str, path: str, timeout: float) -> tuple[int, bytes]:
                     raise NoAgentError(f"what answers at {url} is no litellm-forwarder: it says too much")
             return answer.status_code, body
     except httpx.ConnectError:
-        raise NoAgentError(f"no agent answers at {url}: nothing listens there") from None
+        raise NoAgentError(
+            f"no agent answers at {url}: nothing listens there; an agent that runs takes a changed agent.listen only "
+            "after a restart, until then --url asks it"
+        ) from None
     except httpx.TimeoutException:
         raise NoAgentError(f"no agent answers at {url} within {timeout:g} s") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
