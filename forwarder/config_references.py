@@ -138,6 +138,11 @@ def _from_env(name: object, environ: Mapping[str, str], *, optional: bool) -> Se
         raise problem(f"the environment variable it names {state}", "was the secret itself written here?") from None
 
 
+# A relative path may be a pasted key, as above: only what no key looks like is repeated. A slash or a dot alone says
+# nothing, for base64, tokens and webhooks have them.
+_A_PATH: Final = re.compile(r"/|\.{1,2}/|.*\.(key|pem|secret|token|txt)$")
+
+
 def _from_file(name: object, around: Surroundings, *, optional: bool) -> Secret | None:
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise problem("file must be the path of a file that holds the secret", _HOW)
@@ -146,8 +151,7 @@ def _from_file(name: object, around: Surroundings, *, optional: bool) -> Secret 
     try:
         if optional and not exists(path):
             return None
-        # As above: a relative path may be a pasted key, and is not repeated.
-        return secrets.from_file(path, "" if name.startswith("/") else "the secret file it names")
+        return secrets.from_file(path, "" if _A_PATH.match(name) else "the secret file it names")
     except SecretProblem as error:
         hint = error.hint
         if not name.startswith("/") and not exists(path):

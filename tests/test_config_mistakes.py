@@ -333,6 +333,16 @@ MISTAKES = [
             "(relative paths start at the folder of the configuration)"
         ),
     ),
+    *(
+        (
+            Parts(target=f'api_key = {{ file = "{pasted}" }}'),
+            (
+                "targets[0].api_key: the secret file it names does not exist "
+                "(relative paths start at the folder of the configuration)"
+            ),
+        )
+        for pasted in ("eyJhbGciOi.eyJzdWIi.c2ln", "q83/EjRWeJCr+w==", "https://hooks.x.test/T0/B0/key")
+    ),
     (
         Parts(target='api_key_header = "x key"'),
         "targets[0].api_key_header: is not the name of an HTTP header " + HEADER,
@@ -494,3 +504,10 @@ def test_the_path_of_a_problem_in_one_of_several_types_of_sink(name: str) -> Non
         Problem(f"sinks.{name}.address", "is missing", "it is always needed"),
         Problem(f"sinks.{name}.limits", "is not a known key", "known: address, type"),
     ]
+
+
+@pytest.mark.parametrize("name", ["./eu", "../keys/eu", "eu.key", "keys/eu.txt"])
+def test_a_secret_file_is_named_where_it_cannot_be_the_secret(tmp_path: Path, name: str) -> None:
+    """Whole, so that it is seen where a relative path starts."""
+    (line,) = lines(tmp_path, Parts(target=f'api_key = {{ file = "{name}" }}').text())
+    assert line.startswith(f"targets[0].api_key: secret file {tmp_path / name} does not exist (relative paths start")
