@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 from forwarder import config as settings
 from forwarder import logs
@@ -22,9 +22,13 @@ from forwarder.threads import DaemonThreads
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 # `timeout` and some container runtimes signal the process and its group: that is one request to stop, not two.
 SAME_SIGNAL: Final = 0.5  # seconds
 LOOK: Final = 2.0  # seconds between looks at the files that the configuration refers to
+READING: Final = 5.0  # seconds that reading the configuration and its files may take
 STOP_SLACK: Final = 30.0  # seconds that a stop may take beside its drain
 
 
@@ -85,7 +89,10 @@ class Process:
             try:
                 await asyncio.wait_for(self._reload.wait(), LOOK)
             except TimeoutError:
-                now = await asyncio.to_thread(settings.stamps, self._loaded.files)
+                try:
+                    now = await _in_time(settings.stamps, self._loaded.files)
+                except TimeoutError:
+                    continue  # a file system that hangs; looked at again
                 # Twice the same, because a file may be looked at while it is written.
                 if now == seen and now not in (self._loaded.files, self._refused):
                     await self._renew(now)
@@ -99,9 +106,9 @@ class Process:
         self._notifier.reloading()
         log.info("reloading", extra=fields(config=self._loaded.path))
         try:
-            await self._go_over(
-                await asyncio.to_thread(settings.read, self._loaded.path, self._environ), renewal=False
-            )
+            await self._go_over(await _in_time(settings.read, self._loaded.path, self._environ), renewal=False)
+        except TimeoutError:
+            log.error("the configuration is not reloaded, because a file of it does not answer; nothing has changed")  # noqa: TRY400 - expected
         except ConfigError as error:
             _refuse("the configuration is not reloaded, because it is wrong; nothing has changed", error)
         except SpoolUnavailable as error:
@@ -113,7 +120,9 @@ class Process:
     async def _renew(self, now: Mapping[Path, Stamp]) -> None:
         """Go on with the configuration that is in force, its secrets and certificates read anew."""
         try:
-            await self._go_over(await asyncio.to_thread(self._loaded.again, self._environ), renewal=True)
+            await self._go_over(await _in_time(self._loaded.again, self._environ), renewal=True)
+        except TimeoutError:
+            log.debug("what has changed does not answer")  # tried again with the next look
         except ConfigError as error:
             self._refused = now
             _refuse(
@@ -146,6 +155,14 @@ class Process:
             if self._agent.vitals().alive:
                 self._notifier.alive()
             await asyncio.sleep(self._notifier.watchdog / 2)
+
+
+async def _in_time(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Read files in a thread. TimeoutError after READING: a pipe, or a file system that hangs, must not keep a later
+    reload from being heard; the thread is left behind.
+    """
+    async with asyncio.timeout(READING):
+        return await asyncio.to_thread(work, *args, **kwargs)
 
 
 def _refuse(message: str, error: ConfigError) -> None:

@@ -163,6 +163,26 @@ async def test_a_bad_file_changes_nothing_and_says_why(tmp_path: Path) -> None:
             assert "Traceback" not in running.err()
 
 
+async def test_a_file_that_does_not_answer_keeps_no_later_reload_from_being_heard(tmp_path: Path) -> None:
+    """A pipe in its place, or a network file system that hangs: said after some seconds, and polls go on meanwhile."""
+    async with FakeLiteLLM() as proxy:
+        configure(tmp_path, target("a", proxy.url))
+        async with agent(tmp_path) as running:
+            await running.until(lambda: bool(events_of(running, "a")))
+            (tmp_path / "config.toml").unlink()
+            os.mkfifo(tmp_path / "config.toml")
+            running.signal(signal.SIGHUP)
+            before = len(events_of(running, "a"))
+            await running.until(lambda: "does not answer; nothing has changed" in running.err())
+            assert len(events_of(running, "a")) > before
+            (tmp_path / "config.toml").unlink()
+            configure(tmp_path, target("b", proxy.url))
+            running.signal(signal.SIGHUP)
+            await running.until(lambda: bool(events_of(running, "b")))
+            running.signal(signal.SIGTERM)
+            assert await running.ended() == 0
+
+
 async def test_settings_apply_without_a_restart(tmp_path: Path) -> None:
     """The resource, the log level and the agent's own metrics. A state folder cannot change, and that is said; all
     else of the file applies.

@@ -1,8 +1,8 @@
 #!/bin/bash
 # Unpacks real metrics servers from Debian's packages into DEST; installs and starts nothing, needs no root.
 #   servers.sh DEST
-# Leaves DEST/usr/bin/prometheus (2.53; OTLP with --enable-feature=otlp-write-receiver) and DEST/usr/bin/victoria-metrics
-# and vmagent (1.112). Uses the machine's own Debian mirror with the suite changed to trixie, in a private apt state, so
+# Leaves DEST/usr/bin/prometheus (2.53; Debian's build receives no OTLP, only remote write), and victoria-metrics and
+# vmagent (1.112) beside it. Uses the machine's own Debian mirror with the suite changed to trixie, in a private apt state, so
 # that the system's is untouched.
 set -euo pipefail
 DEST=$1
