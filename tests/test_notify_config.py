@@ -167,7 +167,7 @@ def test_the_examples_of_the_page_work(tmp_path: Path) -> None:
     (tmp_path / "slack").write_text("slack://token-a/token-b/token-c/#ops")
     for example in examples:
         target = '[[targets]]\nname = "eu"\nurl = "http://localhost:4000"\n'
-        path = "/run/credentials/litellm-forwarder/slack-url"
+        path = "/run/credentials/litellm-forwarder.service/litellm-forwarder.slack_url"
         assert load(tmp_path, target + example.replace(path, "slack"), {"NOTIFY_MAIL_URL": found[1]}).sinks
     box = mailbox(Secret(found[1]))
     assert box is not None
