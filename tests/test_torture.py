@@ -20,7 +20,7 @@ NOW = 1_795_000_000_000_000_000
 
 def test_a_short_storm_loses_nothing(tmp_path: Path) -> None:
     """Every event that was put arrived in all three backends, or is accounted for. `make torture` is the long form."""
-    command = (sys.executable, "-m", "torture.storm", "--seconds", "12", "--seed", "7", "--targets", "2")
+    command = (sys.executable, "-m", "torture.storm", "--seconds", "12", "--seed", "7", "--targets", "2", "--steady")
     result = subprocess.run(
         [*command, "--keep", str(tmp_path)], cwd=TESTS, capture_output=True, text=True, check=False, timeout=300
     )

@@ -1,7 +1,7 @@
 """`make torture`: the whole agent, many targets, three vendors' receivers and the console in a seeded storm; at the
 end every event is accounted for.
 
-    python -m torture.storm [--seconds 300] [--seed N] [--targets 10] [--keep FOLDER]
+    python -m torture.storm [--seconds 300] [--seed N] [--targets 10] [--steady] [--keep FOLDER]
 
 What happens: receivers hang, drip, reset in the middle of an answer, refuse the key, answer a page or any status; the
 agent is killed, stopped and reloaded; its files may not grow (as on a full disk); proxies go and come back; the clock
@@ -282,19 +282,19 @@ async def many(count: int) -> AsyncIterator[list[FakeLiteLLM]]:
         yield made
 
 
-async def torture(folder: Path, seed: int, seconds: float, targets: int) -> tuple[Storm, list[Verdict]]:
+async def torture(given: argparse.Namespace, folder: Path) -> tuple[Storm, list[Verdict]]:
     # Their windows are around a fixed time, for the contract suite.
     newrelic.NOW = time.time_ns()  # type: ignore[misc]
     datadog.CLOCK = int(time.time())
     found = backends()
-    clock = folder / "clock" if any(path.exists() for path in FAKETIME) else None
+    clock = folder / "clock" if not given.steady and any(path.exists() for path in FAKETIME) else None
     if clock is not None:
         clock.write_text("+0")
     try:
-        async with many(targets) as proxies:
+        async with many(given.targets) as proxies:
             configure(folder, found, proxies)
-            storm = Storm(folder, random.Random(seed), found, proxies, clock)  # noqa: S311 - a storm is no secret
-            await storm.run(seconds)
+            storm = Storm(folder, random.Random(given.seed), found, proxies, clock)  # noqa: S311 - a storm is no secret
+            await storm.run(given.seconds)
             await storm.calm()
             accounts = {account["sink"]: account for account in await storm.ledger()}
     finally:
@@ -332,7 +332,7 @@ def report(storm: Storm, verdicts: Sequence[Verdict], seed: int) -> int:
     say = sys.stdout.write
     say(f"seed {seed}: " + ", ".join(f"{what} {count}" for what, count in sorted(storm.happened.items())) + "\n")
     if storm.clock is None:
-        say("LEFT OUT: steps of the clock, because libfaketime is not installed (Debian: faketime)\n")
+        say("LEFT OUT: steps of the clock (--steady, or libfaketime is not installed; Debian: faketime)\n")
     for backend, verdict in zip(storm.backends, verdicts, strict=True):
         say(f"{backend.name}: " + ", ".join(f"{name} {count}" for name, count in verdict.counts.items()) + "\n")
     findings = [finding for verdict in verdicts for finding in verdict.findings]
@@ -347,12 +347,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--targets", type=int, default=10)
+    parser.add_argument("--steady", action="store_true", help="leave out steps of the clock")
     parser.add_argument("--keep", type=Path)
     given = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        storm, verdicts = asyncio.run(torture(folder, given.seed, given.seconds, given.targets))
+        storm, verdicts = asyncio.run(torture(given, folder))
         return report(storm, verdicts, given.seed)
 
 
