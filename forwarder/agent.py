@@ -130,7 +130,7 @@ class Agent:
     @property
     def spool_takes(self) -> bool:
         """Whether the spool took what was last given to it."""
-        return self._intake.takes
+        return self._intake.writable
 
     @property
     def silent(self) -> float:

@@ -79,11 +79,6 @@ class Intake:
             await self.report()
         return True
 
-    @property
-    def takes(self) -> bool:
-        """Whether the spool took what was last given to it."""
-        return self._unavailable_since is None
-
     async def damaged(self) -> bool:
         """Whether the spool was found damaged since the last report; what is stored is then not what was."""
         await self._look_for_damage()
