@@ -97,6 +97,8 @@ class Pump:
         self._expired = 0  # not told yet
         self._asked = 0.0  # seconds of pause that the backend asked for
         self._reminder = Reminder(clock())
+        self._refused = 0  # inside requests that were taken; not told yet
+        self._refused_told = Reminder(0)
         self._failures = 0  # in a row, of this sink: what the back-off goes by
         self._remembering = sink if isinstance(sink, Remembering) else None
         self._memo: bytes | None = None  # as it is stored; None: not recalled yet
@@ -239,10 +241,7 @@ class Pump:
         count = _sent(outcome, _count(pieces))
         refused = min(max(outcome.rejected, 0), count)
         if refused:
-            log.warning(
-                "the backend took a request but refused some of its events for good",
-                extra=fields(sink=self.sink.name, events=refused, reason=outcome.reason),
-            )
+            self._partly_refused(refused, outcome.reason)
         await self._settle(Settlement(upto=_after(pieces, count), delivered=count - refused, rejected=refused))
         self._suspect = max(0, self._suspect - count)
         self._careful = self._careful * 2 if self._careful < self.sink.limits.max_events else 0
@@ -250,6 +249,16 @@ class Pump:
         self._tell()
         self._success()
         return "done"
+
+    def _partly_refused(self, count: int, reason: str) -> None:
+        """Told at once, then once an hour with their number since: what is over a limit is so in every request."""
+        self._refused += count
+        if self._refused_told.due(self._clock()):
+            log.warning(
+                "the backend took a request but refused some of its events for good",
+                extra=fields(sink=self.sink.name, events=self._refused, reason=reason),
+            )
+            self._refused = 0
 
     def _success(self) -> None:
         self._failures = 0

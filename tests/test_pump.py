@@ -191,6 +191,22 @@ async def test_what_the_backend_refused_inside_is_counted(rig: Rig, said: Said) 
     assert said() == ["WARNING the backend took a request but refused some of its events for good"]
 
 
+async def test_what_is_refused_with_every_request_is_told_once_an_hour(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A limit of an account refuses some of each: that is one line an hour with their number, not one a request."""
+    await rig.spool.put(batch(*range(18)))
+
+    def over_the_limit(_values: list[float]) -> Delivered:
+        rig.clock.tick(15 * 60)
+        return Delivered(1, "over the limit", events=2)
+
+    assert await rig.until_empty(rig.pump(ScriptedSink(over_the_limit)))
+    told = [vars(record)["fields"]["events"] for record in caplog.records if "refused some" in record.message]
+    assert told == [1, 4, 4]
+    assert (await account(rig.spool, "a")).rejected == 9
+
+
 @pytest.mark.parametrize(("told", "counted"), [(-1, 0), (99, 3)])
 async def test_an_absurd_number_of_refused_events_is_bounded(rig: Rig, told: int, counted: int) -> None:
     """A number that a backend made up does not stop the queue, nor break the ledger."""
