@@ -165,9 +165,9 @@ def test_a_partial_success_is_final() -> None:
     partial = ExportMetricsPartialSuccess(rejected_data_points=1, error_message=PEER)
     outcome = answered(protobuf(ExportMetricsServiceResponse(partial_success=partial)))
     assert outcome == Delivered(1, "the receiver refused 1 points")
-    logs = ExportLogsPartialSuccess(rejected_log_records=5, error_message=f"{PEER} err-mimir-x")
+    logs = ExportLogsPartialSuccess(rejected_log_records=5, error_message=f"{PEER} err-mimir-max-active-series.")
     outcome = answered(protobuf(ExportLogsServiceResponse(partial_success=logs)), CHANGE, POINT)
-    assert outcome == Delivered(1, "the receiver refused 5 records (err-mimir-x)", 1)
+    assert outcome == Delivered(1, "the receiver refused 5 records (err-mimir-max-active-series)", 1)
     partial.error_message = "out of order sample"
     assert answered(protobuf(ExportMetricsServiceResponse(partial_success=partial))) == Delivered(
         1, "the receiver refused 1 points for their time"
@@ -287,8 +287,9 @@ def test_a_broken_program_is_not_a_refusal_of_the_time() -> None:
     assert isinstance(answered(text(403, "out of bounds")), Blocked)
 
 
-def test_no_words_of_a_peer_get_into_a_reason() -> None:
-    """Only codes of a closed form, cut to a length."""
-    outcome = answered(text(400, "err-mimir-" + "a" * 200 + f"{PEER}\n"))
+@pytest.mark.parametrize("said", ["", "sk-", "abcdef", "label-invalid-abcdef", "max-active-seriesabc"])
+def test_no_words_of_a_peer_get_into_a_reason(said: str) -> None:
+    """Only codes of a closed list; what only looks like one is not repeated."""
+    outcome = answered(text(400, f"err-mimir-{said} {PEER}\n"))
     assert isinstance(outcome, Rejected)
-    assert len(outcome.reason) < 150
+    assert outcome.reason.endswith("refuses the data (HTTP 400)")

@@ -1,6 +1,6 @@
 """What HTTP and gRPC are answered with alike: the response messages of OTLP, and refusals of an event's time.
 
-No text of a receiver goes into a reason; codes of a closed form do.
+No text of a receiver goes into a reason; codes of a closed list do.
 """
 
 import logging
@@ -30,7 +30,23 @@ _TIME: Final = re.compile(
     r"|entry too far behind|has timestamp too (old|new)|entry out of order",
     re.IGNORECASE,
 )
-_MIMIR: Final = re.compile(r"\berr-mimir-[a-z-]{1,60}")
+# Mimir's codes for what it refuses when it is written to (pkg/util/globalerror/user.go). A closed list, not a form: in
+# a form a receiver could put anything.
+_MIMIR_CODES: Final = re.compile(r"\S+").findall("""
+    missing-metric-name metric-name-invalid metric-name-too-long metadata-missing-metric-name unit-too-long
+    max-label-names-per-series max-label-names-per-info-series label-invalid label-value-invalid label-name-too-long
+    label-value-too-long duplicate-label-names labels-not-sorted max-series-per-metric max-metadata-per-metric
+    max-series-per-user max-metadata-per-user max-active-series max-native-histogram-buckets
+    not-reducible-native-histogram invalid-native-histogram-schema native-histogram-count-mismatch
+    native-histogram-count-not-big-enough native-histogram-negative-bucket-count too-far-in-future too-far-in-past
+    sample-timestamp-too-old sample-out-of-order sample-duplicate-timestamp sample-too-far-in-future
+    distributor-max-ingestion-rate distributor-max-inflight-push-requests distributor-max-inflight-push-requests-bytes
+    distributor-max-write-message-size distributor-max-otlp-request-size distributor-max-write-request-data-item-size
+    ingester-max-ingestion-rate ingester-max-tenants ingester-max-series ingester-max-inflight-push-requests
+    ingester-max-inflight-push-requests-bytes tenant-max-request-rate tenant-max-ingestion-rate
+    tenant-too-many-ha-clusters request-blocked
+""")
+_MIMIR: Final = re.compile(rf"\berr-mimir-(?:{'|'.join(_MIMIR_CODES)})(?![a-z-])")
 
 
 def about_time(text: str) -> bool:
