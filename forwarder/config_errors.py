@@ -32,6 +32,10 @@ SECTIONS: Final = {
 }
 
 
+# What an unknown key may look like to be repeated: what has digits and capitals, or many digits, may be a secret.
+_A_KEY: Final = re.compile(r"[A-Za-z_-]{1,40}|[a-z0-9_-]{1,16}")
+
+
 def problems(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
     """Every problem in the order of the file's sections, MAX_PROBLEMS at most."""
     details = error.errors(include_url=False, include_input=False)
@@ -53,7 +57,10 @@ def _problem(detail: ErrorDetails, root: type[BaseModel]) -> Problem:
     elif path in SECTIONS:
         reason, hint = SECTIONS[path]
     elif kind == "extra_forbidden":
-        hint = _suggestion(str(loc[-1]), tables)
+        key = str(loc[-1])
+        hint = _suggestion(key, tables)
+        if not _A_KEY.fullmatch(key):
+            path = path.removesuffix(shown(key)) + '"…"'
     elif kind == "literal_error":
         reason = "must be " + context["expected"].replace("'", '"')
     elif kind == "greater_than_equal":

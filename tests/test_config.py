@@ -204,6 +204,8 @@ def test_a_loaded_configuration_shows_no_secret(tmp_path: Path) -> None:
         Parts(target='api_key = { file = "key" }').text(),
         Parts(target=f'api_key_header = "Authorization: Bearer {CANARY}"').text(),
         Parts(target=f'key = "{CANARY}"').text(),
+        Parts(target=f'{CANARY} = "{CANARY}"').text(),
+        Parts(head=f"[{CANARY}]").text(),
         Parts(target=f'url = "http://user:{CANARY}@localhost"').text(),
         Parts(target=f'url = "http://{CANARY}@localhost"').text(),
         Parts(target=f'url = "http://localhost/?key={CANARY}"').text(),
@@ -226,7 +228,7 @@ def test_a_loaded_configuration_shows_no_secret(tmp_path: Path) -> None:
         Parts(head=f'api_key = "{CANARY}\\x"').text(),
         Parts().text().encode() + f'"{CANARY}'.encode() + b"\xff",
     ],
-    ids=range(35),
+    ids=range(37),
 )
 def test_no_value_is_ever_repeated(tmp_path: Path, text: str | bytes) -> None:
     """A key pasted in the wrong place stays out of the message, the traceback and the error's own causes."""
