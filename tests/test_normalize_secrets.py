@@ -7,9 +7,10 @@ everything that is made of it: the reading, its events in their stored form, the
 
 import copy
 import json
-from typing import Any
 
 import pytest
+from canaries import WORD as CANARY
+from canaries import planted
 from captured import NOW, Capture, captures
 
 from forwarder import events
@@ -17,10 +18,7 @@ from forwarder.normalize import Reading, count_metrics, deployment_metrics, norm
 from forwarder.normalize.changes import ChangeState, encode, observe
 from forwarder.reply import Reply
 
-CANARY = "cAnArY"  # not a word of ours
 RECORDED = (b"LEAKTEST", b"FAKE", b"SECRET", b"http://", b"Traceback", b"/ok/v1", b"127.0.0.1")
-# The names that go on, cleaned: what else could tell deployments apart.
-NAMES = {"model", "model_id", "model_name", "id", "litellm_version"}
 WITH_CONTENT = [captured for captured in captures() if captured.content is not None]
 
 
@@ -36,18 +34,6 @@ def _made_of(reading: Reading) -> bytes:
     made = (*reading.metrics, *count_metrics(reading, NOW), *deployment_metrics(reading.deployments or (), NOW), *told)
     stored = events.encode(events.Batch(events.Resource(), NOW, made))
     return stored + encode(state) + repr(reading).encode("utf-8", "backslashreplace")
-
-
-def _plant(value: Any, *, key: str = "") -> Any:
-    """The same JSON with the canary in every string, beside every name, and under keys of its own."""
-    if isinstance(value, dict):
-        planted = {name: _plant(item, key=name) for name, item in value.items()}
-        return planted | {f"extra_{CANARY}": CANARY, "api_key": CANARY, "organization": [CANARY, {"x": CANARY}]}
-    if isinstance(value, list):
-        return [_plant(item, key=key) for item in value]
-    if isinstance(value, str) and key not in NAMES:
-        return f"{value} {CANARY}"
-    return value
 
 
 @pytest.mark.parametrize("captured", WITH_CONTENT, ids=lambda c: c.path)
@@ -68,7 +54,7 @@ def test_the_recordings_hold_secrets() -> None:
 @pytest.mark.parametrize("status", [None, 200, 500, 503])
 def test_planted_secrets(captured: Capture, status: int | None) -> None:
     """Whatever field a release adds or fills, with whatever status: it is not in the allow-list, so it stays."""
-    body = json.dumps(_plant(captured.content)).encode()
+    body = json.dumps(planted(captured.content)).encode()
     assert CANARY.encode() in body or not isinstance(captured.content, dict | str)
     reply = Reply(NOW, 0.1, status or captured.status, content_type=captured.content_type, body=body)
     for keyed in (True, False):
