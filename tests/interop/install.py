@@ -1,4 +1,5 @@
-"""Make what `make interop` tests against: LiteLLM releases in environments of their own, and real metrics servers.
+"""Make what `make interop` tests against: LiteLLM releases in environments of their own, real metrics
+servers, and a real mail server.
 
 Everything comes from the registries that this machine is configured for, and is kept for the next time. What cannot be
 had is said, and its tests are skipped by name.
@@ -25,10 +26,13 @@ def main(arguments: Sequence[str]) -> int:
     missing = [release for release in RELEASES if not installed(release) and not install(release)]
     unpack = [shutil.which("bash") or "/bin/bash", str(HERE / "servers.sh"), str(SERVERS)]
     servers = subprocess.run(unpack, check=False)
+    mail = subprocess.run([unpack[0], str(HERE / "mailserver.sh"), str(SERVERS / "mail")], check=False)
     for release in missing:
         say(f"NOT INSTALLED: LiteLLM {release}; its tests will be skipped")
     if servers.returncode:
         say("NOT INSTALLED: Prometheus and VictoriaMetrics; their tests will be skipped")
+    if mail.returncode:
+        say("NOT INSTALLED: Exim; the tests against a real mail server will be skipped")
     return 0
 
 
