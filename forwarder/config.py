@@ -270,6 +270,14 @@ def read(path: Path, environ: Mapping[str, str], *, secrets: bool = True) -> Loa
     return _checked(path.absolute(), config_file.read(path), environ, secrets=secrets)
 
 
+def listen_of(path: Path) -> Address | None:
+    """agent.listen of a file that is wrong elsewhere; its default where the file does not say, or cannot be read."""
+    try:
+        return Agent.model_validate({"listen": config_file.read(path)["agent"]["listen"]}).listen
+    except (ConfigError, ValidationError, KeyError, TypeError):
+        return Agent().listen
+
+
 def load(path: Path, environ: Mapping[str, str], *, secrets: bool = True) -> Config:
     """As `read`, for whoever needs the configuration alone."""
     return read(path, environ, secrets=secrets).config

@@ -243,3 +243,8 @@ SinkConfig = Annotated[
     Field(discriminator="type"),
     BeforeValidator(_known_type),
 ]
+
+
+def confirms(sink: SinkConfig) -> bool:
+    """Whether the backend acknowledges what it takes, as `Limits.confirms` of the sink that is built of it."""
+    return not (isinstance(sink, DatadogSink) and sink.transport == "dogstatsd")

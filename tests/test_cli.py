@@ -311,6 +311,18 @@ async def buried(tmp_path: Path) -> Path:
     return tmp_path
 
 
+async def test_the_ledger_tells_what_nobody_confirms(tmp_path: Path) -> None:
+    """A Datadog agent acknowledges nothing: its `delivered` is what it was handed."""
+    write_config(tmp_path, ["http://127.0.0.1:1"])
+    with (tmp_path / "config.toml").open("a") as file:
+        file.write('[sinks.dd]\ntype = "datadog"\naddress = "udp://127.0.0.1:1"\n')
+    assert (await call("poll", "--once", cwd=tmp_path)).code in (0, 1)
+    lines = (await call("spool", "ledger", cwd=tmp_path)).out.splitlines()
+    assert [line.split()[0] for line in lines if "confirms nothing" in line] == ["dd"]
+    accounts = json.loads((await call("spool", "ledger", "--json", cwd=tmp_path)).out)
+    assert {account["sink"]: account["confirmed"] for account in accounts} == {"console": True, "dd": False}
+
+
 async def test_ledger_and_dead_letters(buried: Path) -> None:
     """What became of every event, and the letters one by one."""
     said(await call("spool", "ledger", cwd=buried), 0, "console", "yes")

@@ -76,6 +76,16 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
         assert len(line) <= width
 
 
+def test_a_reason_that_does_not_fit_stands_below() -> None:
+    """Why something is wrong is what one came for: at 80 columns nothing of it is missing."""
+    reason = "https://otlp.example.com refuses the key (HTTP 401); renew it where the sink's token comes from"
+    view = views.view([views.target(reason=reason)], [views.sink(last_error=reason, last_error_time=views.NOW)])
+    text = click.unstyle(as_text(view, 80))
+    assert " ".join(text.split()).count(reason) == 2
+    assert "\n    https://otlp" in text
+    assert "↓" not in click.unstyle(as_text(view, 300))
+
+
 def test_control_sequences_do_not_reach_the_terminal() -> None:
     """Whoever listens at that address may be anybody."""
     evil = "\x1b[2J\x1b]0;owned\x07\r\n\u202ename"
@@ -117,6 +127,25 @@ async def test_watch_needs_a_terminal(site: Site, tmp_path: Path) -> None:
     finished = await call("status", "--watch", "--url", site.url, cwd=tmp_path)
     assert finished.code == 64
     assert "--watch needs a terminal" in finished.err
+
+
+@pytest.mark.parametrize("broken", ["[nonsense]\n", "[[targets]]\nname = 5\n"])
+async def test_alive_outlives_a_file_that_was_broken_meanwhile(site: Site, tmp_path: Path, broken: str) -> None:
+    """Killing the agent for it would end what works: it could not start again."""
+    write_config(tmp_path, ["http://127.0.0.1:1"], listen=f"127.0.0.1:{site.port}")
+    with (tmp_path / "config.toml").open("a") as file:
+        file.write(broken)
+    assert (await call("validate", cwd=tmp_path)).code == 78
+    assert (await call("alive", cwd=tmp_path)).out == "alive\n"
+
+
+@pytest.mark.parametrize("text", ["no TOML", "", "agent = 5", '[agent]\nlisten = "nonsense"'])
+async def test_alive_without_a_readable_address_asks_at_the_default(tmp_path: Path, text: str) -> None:
+    """Nobody is there in this test, or another agent; either way no error of the configuration is the answer."""
+    (tmp_path / "config.toml").write_text(text)
+    finished = await call("alive", cwd=tmp_path)
+    assert finished.code in (0, 1)
+    assert "127.0.0.1:9464" in finished.err or finished.out == "alive\n"
 
 
 async def test_alive_speaks_of_the_agent_alone(site: Site, tmp_path: Path) -> None:

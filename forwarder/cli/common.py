@@ -13,6 +13,7 @@ from forwarder import config as settings
 from forwarder import logs
 from forwarder.build import build_spool
 from forwarder.config import Config, Loaded
+from forwarder.config_values import Address
 from forwarder.errors import ConfigError, OutputError
 from forwarder.spool.base import Spool
 
@@ -77,6 +78,11 @@ def start(config_path: Path | None, log_format: logs.Format | None = None) -> Lo
 
 def load(config_path: Path | None, *, secrets: bool = True) -> Config:
     return settings.load(settings.find(config_path, os.environ, Path.cwd()), os.environ, secrets=secrets)
+
+
+def listen(config_path: Path | None) -> Address | None:
+    """Where the agent of the configuration listens, also where the file is wrong by now."""
+    return settings.listen_of(settings.find(config_path, os.environ, Path.cwd()))
 
 
 def targets(url: str | None, config_path: Path | None, key_env: str = KEY_ENV) -> Config:

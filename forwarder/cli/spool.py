@@ -6,7 +6,8 @@ from typing import Any, Final
 
 import click
 
-from forwarder.cli.common import PROGRAM, config_option, json_option, say, with_spool
+from forwarder.cli.common import PROGRAM, config_option, json_option, load, say, with_spool
+from forwarder.config_sinks import confirms
 from forwarder.errors import Exit
 from forwarder.logs import one_line
 from forwarder.sinks.console import line, rfc3339
@@ -39,10 +40,12 @@ def ledger(config_path: Path | None, *, as_json: bool) -> int:
         return await spool.accounts()
 
     accounts = with_spool(config_path, read)
+    sinks = load(config_path, secrets=False).sinks
+    unconfirmed = {name for name, sink in sinks.items() if not confirms(sink)}
     columns = ("accepted", "delivered", "pending", "rejected", "expired", "dropped")
     if as_json:
         rows = [
-            {"sink": a.sink, "attached": a.attached}
+            {"sink": a.sink, "attached": a.attached, "confirmed": a.sink not in unconfirmed}
             | {column: getattr(a, column) for column in columns}
             | {"dead_letters": a.dead_letters, "oldest_pending": a.oldest_pending, "adds_up": a.adds_up}
             for a in accounts
@@ -53,7 +56,8 @@ def ledger(config_path: Path | None, *, as_json: bool) -> int:
         for a in accounts:
             name = a.sink if a.attached else f"{a.sink} (removed)"
             numbers = "".join(f"{getattr(a, column):>12,}" for column in columns)
-            say(f"{name:<20}{numbers}  {'yes' if a.adds_up else 'NO'}")
+            note = "; delivered is handed over: its backend confirms nothing" if a.sink in unconfirmed else ""
+            say(f"{name:<20}{numbers}  {'yes' if a.adds_up else 'NO'}{note}")
     return Exit.OK if all(a.adds_up for a in accounts) else Exit.UNHEALTHY
 
 

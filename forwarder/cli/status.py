@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Final
 
 import click
 
-from forwarder.cli.common import PROGRAM, config_option, json_option, load, say
-from forwarder.errors import Exit
+from forwarder.cli.common import PROGRAM, config_option, json_option, listen, load, say
+from forwarder.errors import ConfigError, Exit
 from forwarder.status import client
 from forwarder.status.client import NoAgentError
 from forwarder.status.view import Deployment, Sink, Target, View, ago, encode
@@ -65,10 +66,11 @@ def status(  # noqa: PLR0913 - one argument per option
 def alive(config_path: Path | None, url: str | None, timeout: float) -> int:
     """Is the running agent alive? For a container's HEALTHCHECK.
 
-    Asks /healthz, which speaks of the agent alone: not of proxies or sinks. Exit code 0: yes; 1: no, or none answers.
+    Asks /healthz, which speaks of the agent alone: not of proxies or sinks, nor of a configuration file that is wrong
+    by now. Exit code 0: yes; 1: no, or none answers.
     """
     try:
-        problems = client.alive(_asked(config_path, url)[0], timeout)
+        problems = client.alive(_probed(config_path, url), timeout)
     except NoAgentError as error:
         problems = [str(error)]
     if not problems:
@@ -76,6 +78,14 @@ def alive(config_path: Path | None, url: str | None, timeout: float) -> int:
         return Exit.OK
     click.echo(f"{PROGRAM}: {'; '.join(_printable(each) for each in problems)}", err=True)
     return Exit.UNHEALTHY
+
+
+def _probed(config_path: Path | None, url: str | None) -> str:
+    """A file that was broken while the agent runs is no reason to kill the agent: it could not start again with it."""
+    try:
+        return _asked(config_path, url)[0]
+    except ConfigError:
+        return client.base_url(listen(config_path))
 
 
 def _asked(config_path: Path | None, url: str | None) -> tuple[str, str]:
@@ -203,7 +213,9 @@ def _sink(sink: Sink, view: View) -> list[str]:
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> Iterator[str]:
-    """Columns as wide as their widest cell; the second one, the state, is coloured; the last one is cut."""
+    """Columns as wide as their widest cell; the second one, the state, is coloured. What of the last one does not fit
+    stands whole in lines of its own.
+    """
     shown = [[_printable(cell)[: None if n == len(row) - 1 else NAME] for n, cell in enumerate(row)] for row in rows]
     widths = [max(len(row[n]) for row in [list(titles), *shown]) for n in range(len(titles) - 1)]
     before = sum(widths) + 2 * len(widths)
@@ -214,7 +226,11 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], width: int | No
             yield _cut("  ".join([*cells, row[-1]]), width)
             continue
         cells[1] = click.style(cells[1], fg=COLOURS.get(row[1]))
-        yield "  ".join([*cells, _cut(row[-1], width, before)])
+        if width is None or before + len(row[-1]) <= width:
+            yield "  ".join([*cells, row[-1]])
+        else:
+            yield "  ".join([*cells, "↓"])
+            yield from textwrap.wrap(row[-1], width, initial_indent="    ", subsequent_indent="    ")
 
 
 def _cut(text: str, width: int | None, before: int = 0) -> str:
