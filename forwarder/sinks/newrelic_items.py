@@ -140,8 +140,12 @@ def _buckets(metric: Metric, resource: Attributes, grown: Histogram, end: int, i
 
 def shared(items: Sequence[Item]) -> Attributes:
     """What all have among their attributes, for the `common` block."""
-    sets = (set(item.get("attributes", {}).items()) for item in items)
-    return dict(set.intersection(*sets))
+    common = dict(items[0].get("attributes", {}))
+    for item in items[1:]:
+        own = item.get("attributes", {})
+        for name in [name for name, value in common.items() if own.get(name) != value]:
+            del common[name]
+    return common
 
 
 def without(item: Item, common: Attributes) -> Item:
