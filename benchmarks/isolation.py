@@ -2,12 +2,12 @@
 
     .venv/bin/python benchmarks/isolation.py [--rounds 3] [--seconds 10]
 
-The whole agent, over real sockets, watches ten fake proxies. Each time it reads a proxy's metrics page, a gauge on it says
-what time it is; the delay is from then to the arrival of that very point at the sink's receiver, so the reading, the
-spool (with its fsync), the pump, the encoder and the request are all in it. Three agents run side by side, so that what
-else the machine does meets all of them: one with that sink alone, and two that have beside it a sink that hangs (takes
-the connection, never answers) and one that refuses (nobody listens; or every answer is a 503). Both keep a growing
-backlog, and are tried again and again. Each of the three sinks is the one that works in turn.
+The whole agent, over real sockets, watches ten fake proxies. Each time it reads a proxy's metrics page, a gauge on it
+says what time it is; the delay is from then to the arrival of that very point at the sink's receiver, so the reading,
+the spool (with its fsync), the pump, the encoder and the request are all in it. Three agents run side by side, so that
+what else the machine does meets all of them: one with that sink alone, and two that have beside it a sink that hangs
+(takes the connection, never answers) and one that refuses (nobody listens; or every answer is a 503). Both keep a
+growing backlog, and are tried again and again. Each of the three sinks is the one that works in turn.
 
 Prints one JSON object: for each sink the delays in ms, and the ratio of the medians, over all and of each round.
 """

@@ -8,8 +8,8 @@ proxies at default intervals put: 206 events of a metrics page and 23 of the oth
 
 Compressed is the time: the clock of spool, intake and pumps goes on by 15 seconds as soon as all polls of these 15
 seconds are on disk, and a pump's pause lasts until that clock has come so far, and half a second. What the pumps do is
-real: each reads, encodes, and finds nobody listening, again and again. Left out are the requests to the proxies and the status
-page (benchmarks/agent.py has both). The day begins 24 hours ago, so that at its end the clocks agree.
+real: each reads, encodes, and finds nobody listening, again and again. Left out are the requests to the proxies and
+the status page (benchmarks/footprint.py has both). The day begins 24 hours ago, so that at its end the clocks agree.
 
 Then the receiver, in a process of its own, begins to listen, and new events keep coming at their real rate, at their
 real times. One sink after the other drains alone for some seconds, and then all of them at once until nothing is left.
@@ -280,14 +280,18 @@ class Outage:
         }
 
 
+def configured(folder: str, url: str, max_bytes: int | None) -> Config:
+    path = Path(folder, "config.toml")
+    spool = f"[spool]\nmax_bytes = {max_bytes}" if max_bytes else ""
+    path.write_text(CONFIG.format(folder=folder, url=url, spool=spool))
+    return load(path, KEY)
+
+
 async def measure(proxies: int, hours: float, max_bytes: int | None) -> dict[str, Any]:
     polls = await polls_of_a_proxy()
     with tempfile.TemporaryDirectory() as name:
         with nobody() as url:
-            spool = f"[spool]\nmax_bytes = {max_bytes}" if max_bytes else ""
-            path = Path(name, "config.toml")
-            path.write_text(CONFIG.format(folder=name, url=url, spool=spool))
-            outage = Outage(load(path, KEY), polls, proxies)
+            outage = Outage(configured(name, url, max_bytes), polls, proxies)
             await outage.spool.open()
             day = await outage.day(hours)
         async with receiving(int(url.rpartition(":")[2])) as receiver:

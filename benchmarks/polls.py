@@ -1,5 +1,5 @@
-"""What a proxy's polls put into the spool, made by the agent's own poller from a fake proxy with the metrics page that a
-real one of release 1.106 had under some traffic; to be stamped with other names and times.
+"""What a proxy's polls put into the spool, made by the agent's own poller from a fake proxy with the metrics page that
+a real one of release 1.106 had under some traffic; to be stamped with other names and times.
 """
 
 import re
@@ -19,7 +19,7 @@ from backends.litellm import Deployment, FakeLiteLLM
 from exposition_pages import recorded
 
 from forwarder.build import build_clients
-from forwarder.config import load
+from forwarder.config import Config, load
 from forwarder.events import Batch, Event, Metric, Resource
 from forwarder.intake import Intake
 from forwarder.poll import Poller
@@ -74,15 +74,18 @@ class _Growing:
         return _SAMPLE.sub(grown, PAGE)
 
 
+def configured(path: Path, url: str) -> Config:
+    path.write_text(f'[[targets]]\nname = "eu"\nurl = "{url}"\n[sinks.console]\ntype = "console"\n')
+    return load(path, {})
+
+
 async def polls_of_a_proxy() -> list[Poll]:
-    """At the default intervals: seven cheap endpoints and the metrics page every 15 seconds, /health every 5 minutes."""
+    """At the default intervals: cheap endpoints and the metrics page every 15 seconds, /health every 5 minutes."""
     async with FakeLiteLLM() as proxy:
         proxy.deployments = [Deployment(f"openai/model-{n}", f"model-{n}") for n in range(DEPLOYMENTS)]
         proxy.overrides["/metrics/"] = _Growing()
         with tempfile.TemporaryDirectory() as name:
-            path = Path(name, "config.toml")
-            path.write_text(f'[[targets]]\nname = "eu"\nurl = "{proxy.url}"\n[sinks.console]\ntype = "console"\n')
-            config = load(path, {})
+            config = configured(Path(name, "config.toml"), proxy.url)
             spool = SqliteSpool(Path(name, "spool.db"))
             await spool.open()
             (client,) = build_clients(config)

@@ -1,16 +1,15 @@
-"""The three vendors' intakes in one process of its own, as fast as they can be: they take everything at once and look at
-it afterwards, so that what is measured is the agent.
+"""The three vendors' intakes in one process of its own, as fast as they can be: they take everything at once and look
+at it afterwards, so that what is measured is the agent.
 
     async with receiving() as receiver:
         ...  # receiver.url for sinks and for vmagent; await receiver.told() is what has come so far, by sink, or by
-        ...  # what was put behind the URL: what goes to receiver.url + "/a" is told as "a"
+        ...  # what was put behind the URL: what goes to receiver.url + "/a/b" is told as "a/b"
 
 Not the strict fakes of the tests: what is sent is known to be right, and checking it would take longer than making it.
 """
 
 import asyncio
 import contextlib
-import gzip
 import json
 import sys
 import time
@@ -53,10 +52,14 @@ class Intakes:
             names = [only] if only else list(self._taken)
             found = {name: summary(self._taken[name]) for name in names}
             if path == "/anew":
-                del self._taken[only]
+                for name in [name for name in self._taken if name == only or name.startswith(f"{only}/")]:
+                    del self._taken[name]
             return Response(200, json.dumps(found).encode(), {**_JSON, "connection": "close"})
         arrived = time.time()
-        path = next(path for path in _ANSWERS if request.path.endswith(path))
+        path = next((path for path in _ANSWERS if request.path.endswith(path)), "")
+        if "get_vm_proto_version" in request.path:  # vmagent asks whether its own protocol is understood
+            return Response(404)
+        assert path, f"nothing of a backend's: {request.method} {request.path}"
         sink, answer = _ANSWERS[path]
         self._taken[request.path.removesuffix(path).strip("/") or sink].append((arrived, path, request.body))
         return answer
@@ -71,7 +74,7 @@ def summary(requests: list[tuple[float, str, bytes]]) -> dict[str, Any]:
         "requests": len(requests),
         "bytes": sum(len(body) for _, _, body in requests),
         "delays": delays,
-        "last": max((arrived for arrived, _, _ in requests), default=0.0),
+        "first": requests[0][0] if requests else 0.0,
     }
 
 
@@ -158,10 +161,6 @@ async def serve(port: int) -> None:
 class _Nothing(list[Request]):
     def append(self, _: Request) -> None:
         pass
-
-
-def packed(text: str) -> bytes:
-    return gzip.compress(text.encode(), 6, mtime=0)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import logging
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from forwarder.events import Batch, Change, Delta, Event, Histogram, Metric, Res
 from forwarder.instance import Instance
 from forwarder.secrets import Secret
 from forwarder.sinks.base import Blocked, Delivered, Outcome, Rejected, Retry
-from forwarder.sinks.newrelic import REGIONS, NewRelicSink
+from forwarder.sinks.newrelic import MAX_JSON, REGIONS, NewRelicSink
 from forwarder.transport import tls_context
 
 KEY = "0123456789abcdef-CANARY-NRAL"
@@ -140,6 +141,22 @@ def test_one_event_that_is_too_large_is_refused_without_asking(intake: Intake, s
         "one event is more than New Relic takes in a request (1 MB)", events=1
     )
     assert len(intake.requests) == 1
+
+
+@pytest.mark.parametrize("text", ["plain", "\x7f", "\u00e9\u2028", '"\\\n\0'])
+def test_no_request_is_longer_than_it_was_taken_to_be(text: str, intake: Intake, sink: NewRelicSink) -> None:
+    """Also of what JSON escapes, and of numbers that two writers write differently."""
+    many = [
+        Metric("m", "gauge", "1", NOW, 1e16, {"n": f"{number}{text * (800 // len(text))}"}) for number in range(1900)
+    ]
+    taken = 0
+    while taken < len(many):
+        outcome = send(sink, *many[taken:])
+        assert isinstance(outcome, Delivered)
+        taken += len(many) - taken if outcome.events is None else outcome.events
+    lengths = [len(zlib.decompress(request.body, wbits=31)) for request in intake.requests]
+    assert len(lengths) > 1
+    assert max(lengths) <= MAX_JSON
 
 
 def test_many_attributes_of_one_histogram_are_shared(intake: Intake, sink: NewRelicSink) -> None:
