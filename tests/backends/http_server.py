@@ -102,7 +102,8 @@ def reset(first: bytes = b"") -> Script:
         await writer.drain()
         await asyncio.sleep(0.05)  # a reset overtakes what the client has not read yet
         linger_zero = struct.pack("ii", 1, 0)
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_zero)
+        with contextlib.suppress(OSError):  # the client has gone before
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_zero)
         writer.transport.abort()
 
     return script
