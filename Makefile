@@ -38,7 +38,7 @@ interop: .venv/.dev       ## against real LiteLLM releases and real metrics serv
 	cd tests && ../$(BIN)/python -m interop.install
 	INTEROP=1 LITELLM_FORWARDER_SERVERS=$$(cd tests && ../$(BIN)/python -m interop.install --servers) $(BIN)/pytest -n 0 tests/interop $(ARGS)
 
-torture: .venv/.dev       ## ARGS="--seconds 300 --seed 1 --targets 10"
+torture: .venv/.dev       ## ARGS="--seconds 300 --seed 1 --targets 10"; how to read it: docs/operations.md
 	cd tests && ../$(BIN)/python -m torture.storm $(ARGS)
 
 format: .venv/.dev

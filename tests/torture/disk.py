@@ -3,7 +3,6 @@ limit on the size of the agent's files, which is all that a full disk is to it.
 """
 
 import contextlib
-import errno
 import os
 import resource
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 SIZE: Final = "64m"
+LINES: Final = 700  # bytes
 INSIDE: Final = "TORTURE_INSIDE"
 # A namespace of its own: what is mounted in there nobody else sees, and it goes with the last process in it. With a
 # user namespace it needs no root.
@@ -53,10 +53,10 @@ class Disk:
             f"a file system of {SIZE}" if self.mounted else "RLIMIT_FSIZE on the agent (nothing may be mounted here)"
         )
 
-    def fill(self, pid: int) -> None:
+    def fill(self, pid: int, output: Path) -> None:
         """Nothing more can be written: on the whole disk or, where there is none of its own, by this process."""
         if not self.mounted:
-            self.limit(pid)
+            self.limit(pid, output)
             return
         with self._ballast.open("ab", buffering=0) as file:
             for size in (1 << 20, 1 << 12, 1):
@@ -64,25 +64,11 @@ class Disk:
                     while True:
                         file.write(bytes(size))
 
-    def limit(self, pid: int) -> None:
-        """No file of this process may grow, its output among them, beyond what its log has now."""
-        log = self._folder / "spool.db-wal"
-        most = log.stat().st_size if log.exists() else 0
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+    def limit(self, pid: int, output: Path) -> None:
+        """No file of this process may be longer than its output is now, and a line or two more."""
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (output.stat().st_size + LINES, resource.RLIM_INFINITY))
 
     def free(self, pid: int | None) -> None:
         self._ballast.unlink(missing_ok=True)
         if pid is not None:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-
-    @property
-    def full(self) -> bool:
-        """Tried, not remembered."""
-        try:
-            with (self._folder / "trial").open("wb", buffering=0) as file:
-                file.write(bytes(1 << 12))
-        except OSError as error:
-            return error.errno == errno.ENOSPC
-        finally:
-            (self._folder / "trial").unlink(missing_ok=True)
-        return False

@@ -30,6 +30,7 @@ Key = tuple[str, str, int]  # of a fact: name, attributes, time
 SHOWN: Final = 3
 SECOND: Final = 10**9  # ns
 SLACK: Final = 5 * SECOND  # between the reading of a clock and what was made of it
+LONGEST_GAP: Final = 600 * SECOND  # over which a counter's growth is told
 LARGEST: Final = 5000  # events of one send of the console
 
 
@@ -112,6 +113,7 @@ class _Fates:
         self.arrived: dict[int, list[int]] = {}  # event → the requests that it was in
         self.refused: dict[int, list[int]] = {}  # the same, where the receiver did not take it
         self.letters: set[int] = set()
+        self.reasons: Counter[str] = Counter()
         self.pending: set[int] = set()
         last = {each.life: number for number, each in enumerate(evidence.stored) if each.facts}
         self.killed = {number for life, number in last.items() if life in evidence.cut}
@@ -230,6 +232,7 @@ class _Fates:
         find(not all(reason for _, reason in self.evidence.letters), "an event is buried without a reason")
         both = sorted(number for number in self.letters if self._certain(number))
         find(both, f"{len(both)} events are buried that the backend acknowledged: {self._shown(both)}")
+        self.reasons = Counter(f"buried, because {reason}" for _, reason in self.evidence.letters)
 
     def wait(self) -> None:
         numbers = self._numbers(self.evidence.pending)
@@ -357,12 +360,13 @@ def printed(lives: Sequence[Sequence[Batch]], cut: frozenset[int]) -> tuple[list
 
 def grown(witnessed: Sequence[Batch], names: str) -> Verdict:
     """Whether each counter of a proxy, of which families begin with `names`, grows by what its points say: each goes
-    on where the one before ended, in time and in number.
+    on where the one before ended, in time and in number, also over a restart. Only where the clock was set back, or
+    far ahead, nothing is known.
     """
     verdict = Verdict("counters")
     last: dict[bytes, Metric] = {}
     wrong: list[str] = []
-    deltas = 0
+    deltas = silent = 0
     for batch in witnessed:
         (event,) = batch.events
         if not isinstance(event, Metric) or event.kind == "gauge" or not event.name.startswith(names):
@@ -370,12 +374,16 @@ def grown(witnessed: Sequence[Batch], names: str) -> Verdict:
         series = encode(Batch(batch.resource, 0, (Metric(event.name, event.kind, "", 0, None, event.attributes),)))
         before = last.get(series)
         last[series] = event
-        if event.delta is None or before is None or before.start_time != event.start_time:
+        if before is None or before.start_time != event.start_time:
+            continue
+        if event.delta is None:
+            silent += 0 < event.time - before.time <= LONGEST_GAP
             continue
         deltas += 1
         if event.delta.since != before.time or _total(event) - _total(before) != _growth(event):
             wrong.append(f"{event.name} at {event.time}")
     verdict.find(wrong, f"{len(wrong)} points do not go on where the one before ended: {', '.join(wrong[:SHOWN])}")
+    verdict.find(silent, f"{silent} points do not say by how much they have grown")
     verdict.counts = {"points with a delta": deltas}
     return verdict
 

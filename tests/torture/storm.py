@@ -134,12 +134,12 @@ class Storm:
         self.down ^= {number}
 
     def _fill(self, running: Running, how: str) -> None:
-        pid = running.process.pid
+        pid, output = running.process.pid, self.folder / f"out-{self.life}"
         match how:
             case "full":
-                self.disk.fill(pid)
+                self.disk.fill(pid, output)
             case "limit":
-                self.disk.limit(pid)
+                self.disk.limit(pid, output)
             case _:
                 self.disk.free(pid)
 
