@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import select
 import socket
 import threading
@@ -192,6 +193,24 @@ def test_a_full_disk_is_a_retry() -> None:
     outcome = ConsoleSink("c", fd).send(sent(range(1)), timeout=5)
     os.close(fd)
     assert outcome == Retry("standard output cannot be written: No space left on device")
+
+
+def test_what_fits_on_a_disk_that_fills_is_written_once(tmp_path: Path) -> None:
+    """The lines before the one that does not fit are in the file: they do not go again with it."""
+    path, lines = tmp_path / "out", len(line(sent([0])[0].events[0], sent([0])[0]))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with path.open("ab", buffering=0) as file:
+        sink = ConsoleSink("c", file.fileno())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * lines + 10, before[1]))
+        try:
+            outcome = sink.send(sent(range(4)), timeout=5)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert outcome == Retry("standard output cannot be written: File too large", delivered=2)
+        assert sink.send(sent(range(2, 4)), timeout=5) == Delivered()
+    first, second, cut, *rest = path.read_bytes().splitlines(keepends=True)
+    assert values(b"".join([first, second, *rest])) == [0.0, 1.0, 2.0, 3.0]
+    assert len(cut) == 10 + 1
 
 
 def test_a_closed_standard_output_is_a_retry() -> None:

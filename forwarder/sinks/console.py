@@ -53,10 +53,6 @@ class ConsoleSink:
         fd = _own(self._fd)
         try:
             return self._write(self._fd if fd is None else fd, data, deadline)
-        except BrokenPipeError:
-            return Blocked("the reader of standard output is gone")
-        except OSError as error:
-            return Retry(f"standard output cannot be written: {error.strerror or type(error).__name__}")
         finally:
             if fd is not None:
                 os.close(fd)
@@ -79,6 +75,12 @@ class ConsoleSink:
                 written += os.write(fd, data[written:end])
             except BlockingIOError:
                 crowded += 1  # another writer was there first
+            except BrokenPipeError:
+                # What lies in the pipe nobody will read, and how much of it was read cannot be known.
+                return Blocked("the reader of standard output is gone")
+            except OSError as error:
+                reason = f"standard output cannot be written: {error.strerror or type(error).__name__}"
+                return Retry(reason, delivered=data.count(b"\n", start, max(start, written)))
             else:
                 crowded = 0
                 self._cut = data[written - 1] != ord("\n")
