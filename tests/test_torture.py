@@ -454,6 +454,16 @@ def test_a_counter_says_how_much_it_has_grown() -> None:
     assert grown([points[0], silent(700), silent(-7200)], "c").findings == []
 
 
+def test_a_counter_begins_once() -> None:
+    """What was known of it is stored, and not found anew by the next process."""
+    (batch,) = [counter(2, 7, 2, 1)]
+    metric = batch.events[0]
+    assert isinstance(metric, Metric)
+    again = Batch(batch.resource, batch.time, (msgspec.structs.replace(metric, start_time=NOW + SECOND),))
+    (finding,) = grown([counter(1, 5, 5, 0), again], "c").findings
+    assert "1 points begin anew, where no proxy did" in finding
+
+
 def silent(number: int) -> Batch:
     """Nothing is known of what it has grown by."""
     batch = counter(number, 7, 0, 0)

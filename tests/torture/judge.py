@@ -360,13 +360,13 @@ def printed(lives: Sequence[Sequence[Batch]], cut: frozenset[int]) -> tuple[list
 
 def grown(witnessed: Sequence[Batch], names: str) -> Verdict:
     """Whether each counter of a proxy, of which families begin with `names`, grows by what its points say: each goes
-    on where the one before ended, in time and in number, also over a restart. Only where the clock was set back, or
-    far ahead, nothing is known.
+    on where the one before ended, in time and in number, also over a restart of ours; a proxy's own never happens.
+    Only where the clock was set back, or far ahead, nothing is known.
     """
     verdict = Verdict("counters")
     last: dict[bytes, Metric] = {}
     wrong: list[str] = []
-    deltas = silent = 0
+    deltas = silent = anew = 0
     for batch in witnessed:
         (event,) = batch.events
         if not isinstance(event, Metric) or event.kind == "gauge" or not event.name.startswith(names):
@@ -374,8 +374,9 @@ def grown(witnessed: Sequence[Batch], names: str) -> Verdict:
         series = encode(Batch(batch.resource, 0, (Metric(event.name, event.kind, "", 0, None, event.attributes),)))
         before = last.get(series)
         last[series] = event
-        if before is None or before.start_time != event.start_time:
+        if before is None:
             continue
+        anew += before.start_time != event.start_time
         if event.delta is None:
             silent += 0 < event.time - before.time <= LONGEST_GAP
             continue
@@ -383,6 +384,7 @@ def grown(witnessed: Sequence[Batch], names: str) -> Verdict:
         if event.delta.since != before.time or _total(event) - _total(before) != _growth(event):
             wrong.append(f"{event.name} at {event.time}")
     verdict.find(wrong, f"{len(wrong)} points do not go on where the one before ended: {', '.join(wrong[:SHOWN])}")
+    verdict.find(anew, f"{anew} points begin anew, where no proxy did")
     verdict.find(silent, f"{silent} points do not say by how much they have grown")
     verdict.counts = {"points with a delta": deltas}
     return verdict
