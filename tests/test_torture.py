@@ -127,14 +127,16 @@ class Intake:
         return [Fact("m", 1.0, {}, NOW)]
 
 
+WHOLE = b"POST / HTTP/1.1\r\ncontent-length: 500\r\n\r\n" + b"x" * 500
+
+
 async def post(front: Front, wait: float = 0.0, *, times: int = 1, half: bool = False) -> bytes:
     """Requests on one connection, which is closed `wait` seconds later. What was answered."""
     reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
-    whole = b"POST / HTTP/1.1\r\ncontent-length: 500\r\n\r\n" + b"x" * 500
     answer = b""
     try:
         for _ in range(times):
-            writer.write(whole[:-1] if half else whole)
+            writer.write(WHOLE[:-1] if half else WHOLE)
             await writer.drain()
             answer = await reader.read(1000)
         await asyncio.sleep(wait)
@@ -172,15 +174,16 @@ async def test_a_receiver_that_is_slow_has_stored_before_it_answers() -> None:
         assert AWAY < MOMENT
 
 
-async def test_who_has_gone_before_the_answer_does_not_know() -> None:
-    """Also where connections end for other reasons, because the agent stops."""
+@pytest.mark.parametrize("mode", ["slow", None])
+async def test_who_has_gone_before_the_answer_does_not_know(mode: Any) -> None:
+    """Also where connections end for other reasons, because the agent stops, and where all comes at once."""
     async with front() as receiver:
-        await receiver.become("slow")
+        await receiver.become(mode)
         receiver.leaving = True
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(AWAY / 2):
-                await post(receiver)
-        await asyncio.sleep(AWAY)
+        _, writer = await asyncio.open_connection("127.0.0.1", receiver.port)
+        writer.write(WHOLE)
+        writer.close()
+        await asyncio.sleep(2 * AWAY)
         assert [arrival.sure for arrival in receiver.arrivals] == [False]
 
 

@@ -27,6 +27,7 @@ from torture.plan import Mode
 
 KEY: Final = "canary-5f1d0c2e"
 MOMENT: Final = 1.0  # seconds: the time for a request, so a client that gave up has gone by then
+TURNS: Final = 3  # of the event loop, in which it hears that a client has gone before it was answered
 REFUSED: Final = 3  # one in so many points, where a part is refused
 AWAY: Final = 0.4  # seconds that a slow receiver takes to answer, which is well within the time for a request
 
@@ -42,7 +43,7 @@ class Arrival:
     facts: list[Fact]
     life: int
     at: int  # ns, real
-    sure: bool
+    sure: bool = False
     refused: int = 0  # so many facts, from the first on, were refused in the answer
     answered: float = 0.0  # monotonic
 
@@ -107,32 +108,31 @@ class Front(ScriptedServer):
             return _status(self.mode)
         if self.mode in _STORING_NOTHING:
             return _STORING_NOTHING[self.mode]()
-        response = self._stored(request, sure=self.mode in (None, "partial", "warning"))
+        response = self._stored(request)
         answers: dict[Mode | None, Callable[[], Answer | Awaitable[Answer]]] = {
-            "slow": lambda: self._later(response, self.arrivals[-1]),
-            "partial": lambda: self._in_part(request, response),
-            "warning": lambda: self._in_part(request, response),
+            "slow": lambda: self._told(response, self.arrivals[-1], after=AWAY),
+            "partial": lambda: self._told(self._in_part(request, response), self.arrivals[-1]),
+            "warning": lambda: self._told(self._in_part(request, response), self.arrivals[-1]),
             "stored reset": lambda: reset(b"HTTP/1.1 20"),
             "stored hang": hang,
             "stored drip": lambda: drip(response, every=0.1),
         }
-        return answers[self.mode]() if self.mode in answers else response
+        return answers[self.mode]() if self.mode in answers else self._told(response, self.arrivals[-1])
 
-    async def _later(self, response: Response, arrival: Arrival) -> Answer:
-        await asyncio.sleep(AWAY)
+    async def _told(self, response: Response, arrival: Arrival, *, after: float = 0.0) -> Answer:
+        """The answer, and whoever is still there to hear it knows."""
+        await asyncio.sleep(after)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
         reader = self._readers[asyncio.current_task()]
-        if not reader.at_eof() and reader.exception() is None:  # else it has gone, and does not know
+        if not reader.at_eof() and reader.exception() is None:
             arrival.sure, arrival.answered = True, time.monotonic()
             self._last[asyncio.current_task()] = arrival
         return response
 
-    def _stored(self, request: Request, *, sure: bool) -> Response:
+    def _stored(self, request: Request) -> Response:
         response = self._take(request)
-        facts = self._understood(request, response)
-        arrival = Arrival(facts, self.life, time.time_ns(), sure, 0, time.monotonic())
-        self.arrivals.append(arrival)
-        if sure:
-            self._last[asyncio.current_task()] = arrival
+        self.arrivals.append(Arrival(self._understood(request, response), self.life, time.time_ns()))
         self.on_stored()
         return response
 

@@ -231,7 +231,7 @@ def _alive(running: Running) -> None:
 def configure(folder: Path, found: Sequence[Front], proxies: Sequence[FakeLiteLLM], *, variant: int = 0) -> None:
     """`variant`: what a reload changes. The sinks are replaced with each, and in the last the spool is small."""
     at = {front.name: front.address for front in found}
-    timeout = ("1s", "1100ms", "1200ms")[variant]
+    timeout = ("1500ms", "1600ms", "1700ms")[variant]
     targets = "".join(
         f'[[targets]]\nname = "t{n}"\nurl = "{proxy.url}"\ninterval = "1s"\ntimeout = "2s"\n'
         'health = { interval = "15s", background = "on" }\nmetrics = { interval = "2s", timeout = "2s" }\n'
