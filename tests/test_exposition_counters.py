@@ -2,11 +2,13 @@
 
 import math
 
+import msgspec
 import pytest
 from exposition_pages import HISTOGRAM, NOW, SECOND, Reader, deltas, histogram, page, values
 
 from forwarder.errors import CodecError
 from forwarder.events import Delta
+from forwarder.exposition import state
 from forwarder.exposition.counters import CALM, LONGEST_GAP
 
 BEGAN = NOW / SECOND - 1000  # seconds: when the proxy's process started
@@ -356,3 +358,72 @@ def test_what_no_run_has_left_is_refused() -> None:
     reader.state = reader.state[:-5]
     with pytest.raises(CodecError, match="damaged"):
         reader.restarted()
+
+
+@pytest.mark.parametrize("field", ["series", "sizes", "numbers", "created", "outputs", "starts"])
+def test_a_state_whose_parts_do_not_agree_is_refused(field: str) -> None:
+    """It would be read past its end, or give one series the numbers of another."""
+    reader = Reader()
+    reader.read(page({'{model="a"}': 5, '{model="b"}': 5}))
+    stored = state.decode(reader.state)
+    for wrong in (getattr(stored, field)[:-1], b"", getattr(stored, field) * 2):
+        reader.state = state._codec.encode(msgspec.structs.replace(stored, **{field: wrong}))
+        with pytest.raises(CodecError, match="damaged"):
+            reader.restarted()
+
+
+HUGE: dict[str, bytes] = {
+    "a process": page({"": 1}, began=1e305),
+    "a series": page({"": 1}, created={"": 1e305}),
+}
+
+
+@pytest.mark.parametrize("what", HUGE)
+def test_a_start_in_the_far_future_is_no_start(what: str) -> None:
+    """1e305 seconds are no number of nanoseconds; what has begun has begun by now."""
+    reader = Reader()
+    for _ in range(2):
+        (point,) = reader.read(HUGE[what])
+        assert point.value == 1.0
+        assert 0 < (point.start_time or 0) <= point.time
+
+
+def test_counts_that_nothing_can_hold_are_malformed() -> None:
+    """A bucket of 2^63 and more, and a total that is no number any more."""
+    reader = Reader()
+    assert reader.read((HISTOGRAM + histogram({"1.0": 1e19, "+Inf": 2e19}, 1)).encode()) == []
+    assert reader.counters.malformed == 1
+    assert reader.read(page({'{user="a"}': 1e308, '{user="b"}': 1e308})) == []
+    assert reader.counters.malformed >= 1
+    reader = Reader()
+    reader.read((HISTOGRAM + histogram({"1.0": 1, "+Inf": 2}, -1e308)).encode())
+    (point,) = reader.read((HISTOGRAM + histogram({"1.0": 1, "+Inf": 2}, 1e308)).encode())
+    assert point.delta is None
+
+
+def test_a_count_that_nothing_can_hold_spoils_no_total() -> None:
+    """Of series that coincide, the others go on; where only their sum is too large, none does."""
+    reader = Reader()
+    small, large = histogram({"1.0": 1, "+Inf": 2}, 1, 'user="a"'), histogram({"1.0": 1, "+Inf": 2e19}, 1, 'user="b"')
+    (point,) = reader.read((HISTOGRAM + small + large).encode())
+    assert point.histogram is not None
+    assert (point.histogram.count, reader.counters.malformed) == (2, 1)
+    both = "".join(histogram({"1.0": 1, "+Inf": 9e18}, 1, f'user="{user}"') for user in "ab")
+    assert Reader().read((HISTOGRAM + both).encode()) == []
+
+
+@pytest.mark.parametrize("bound", ["-Inf", "NaN", "x"])
+def test_a_bucket_that_nothing_can_be_in_is_a_bad_line(bound: str) -> None:
+    """Its bound is no number that can go on."""
+    reader = Reader()
+    (point,) = reader.read((HISTOGRAM + histogram({bound: 0, "1.0": 1, "+Inf": 1}, 1)).encode())
+    assert point.histogram is not None
+    assert (point.histogram.bounds, reader.page.bad_lines) == ((1.0,), 1)
+
+
+def test_a_histogram_of_thousands_of_buckets_is_malformed() -> None:
+    """Each line of it costs the more, the more there are."""
+    reader = Reader()
+    buckets = {str(n): 1.0 for n in range(1001)} | {"+Inf": 1.0}
+    assert reader.read((HISTOGRAM + histogram(buckets, 1)).encode()) == []
+    assert reader.page.malformed == 1

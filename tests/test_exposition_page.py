@@ -1,5 +1,6 @@
 """A page as a whole: what goes on, under which attributes, within which bounds, and how it is told."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forwarder.catalog import PERSONAL_LABELS
+from forwarder.events import Batch, Resource, decode, encode
+from forwarder.exposition.page import Page, _New
 from forwarder.exposition.selection import PROBE, Selection, clean
 
 
@@ -299,6 +302,91 @@ def test_no_page_makes_the_agent_remember_without_end(what: str) -> None:
     assert len(found.members) <= 500
 
 
+def unwanted(count: int) -> bytes:
+    return b"".join(b'python_gc{number="%d"} 1\n' % number for number in range(count))
+
+
+def test_an_enormous_page_with_few_wanted_lines_takes_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not go on is remembered as it is up to a bound, and past that by eight bytes a line; no line of it is
+    read twice, and a page of other such lines takes their place.
+    """
+    monkeypatch.setattr("forwarder.exposition.page._HELD", 100_000)
+    reader = Reader()
+    body = unwanted(50_000) + b"# HELP " + b"x" * 3000 + b"\nlitellm_a 1\n"
+    reader.read(body)
+    assert sum(map(len, reader.page._places)) < 100_000
+    assert reader.page._passed.count > 45_000
+    assert len(reader.page._passed._table) <= 4 * 50_000
+    with monkeypatch.context() as patch:
+        patch.setattr("forwarder.exposition.page.sample", None)  # cannot be called
+        patch.setattr("forwarder.exposition.page.type_of", None)
+        assert [p.value for p in reader.read(body.replace(b"} 1\n", b"} 2\n").replace(b"_a 1", b"_a 3"))] == [3.0]
+    assert [p.value for p in reader.read(b"litellm_a 4\n" * 9)] == [4.0]
+    assert reader.page._passed.count == 0
+
+
+def test_lines_that_are_passed_over_are_still_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A known line without a number is a bad one, however it is remembered."""
+    body = b'python_gc{a="1"} 1\n'
+    for held in (10_000, -1):
+        monkeypatch.setattr("forwarder.exposition.page._HELD", held)
+        reader = Reader()
+        for made in (body, body.replace(b" 1\n", b" one\n"), body.replace(b" 1\n", b" 1_0\n"), body[:-3] + b"\n"):
+            reader.read(made)
+            assert reader.page.bad_lines == (made != body)
+
+
+def test_there_is_an_end_to_what_is_remembered_of_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past it lines are read anew each time; the page says the same."""
+    monkeypatch.setattr("forwarder.exposition.page._HELD", -1)
+    monkeypatch.setattr("forwarder.exposition.passed._FIRST", 1 << 6)
+    monkeypatch.setattr("forwarder.exposition.passed._MOST", 1 << 8)
+    reader = Reader()
+    for _ in range(2):
+        assert [p.value for p in reader.read(unwanted(1000) + b"litellm_a 1\n")] == [1.0]
+        assert len(reader.page._passed._table) == 1 << 8
+
+
+@pytest.mark.parametrize("end", ["", " 1700000000"])
+def test_lines_over_the_cap_are_counted_once_each(end: str) -> None:
+    """On every page anew, also those that cannot be remembered, and when most of the lines before are gone."""
+    reader = Reader(max_series=2)
+    for start in (0, 0, 5000, 5000, 5000):
+        lines = (f'litellm_requests_total{{model="{n}"}} 1{end}\n' for n in range(start, start + 2000))
+        reader.read(("# TYPE litellm_requests_total counter\n" + "".join(lines)).encode())
+        assert reader.page.capped in ((1998,) if start == 0 else (2000, 3998))
+    assert reader.page.capped == (1998 + 2000 if not end else 2000)
+
+
+def test_a_million_series_are_not_kept_until_the_end_of_their_page() -> None:
+    """Those that cannot go on are counted at once. Those that were there first go on, wherever the page has them."""
+    lines = "".join(f'litellm_requests_total{{model="{n}"}} 1\n' for n in range(20_000))
+    body = ("# TYPE litellm_requests_total counter\n" + lines).encode()
+    reader = Reader(max_series=100)
+    admitted: list[bytes] = []
+    with pytest.MonkeyPatch.context() as patch:
+        admit = Page._admit
+
+        def noting(page_: Page, identifier: bytes, series: _New) -> None:
+            admitted.append(identifier)
+            admit(page_, identifier, series)
+
+        patch.setattr(Page, "_admit", noting)
+        points = reader.read(body)
+    assert len(points) == len(admitted) == 100
+    assert reader.page.capped == 19_900
+    others = "".join(f'litellm_requests_total{{model="new-{n}"}} 1\n' for n in range(500))
+    again = reader.restarted(max_series=100).read(b"# TYPE litellm_requests_total counter\n" + others.encode() + body)
+    assert sorted(str(p.attributes["model"]) for p in again) == sorted(map(str, range(100)))
+
+
+def test_a_name_of_a_type_without_end_is_a_bad_line() -> None:
+    """It would be remembered whole, a page full of them."""
+    reader = Reader()
+    reader.read(b"# TYPE litellm_" + b"a" * 60_000 + b" counter\nlitellm_b 1\n")
+    assert (reader.page.bad_lines, len(reader.page._types)) == (1, 0)
+
+
 def test_a_page_goes_on_after_it_was_forgotten() -> None:
     """The reading after that is the first: no deltas, no gap in the values."""
     reader = Reader()
@@ -329,3 +417,101 @@ def test_totals_are_what_was_counted(steps: list[tuple[str, int]]) -> None:
         assert values(points) == [float(sum(counters.values()))]
         total += deltas(points)[0] or 0.0
     assert total == sum(counters.values()) - 30
+
+
+# --- any page --------------------------------------------------------------------------------------------------------
+
+TYPES = (
+    b"# TYPE process_start_time_seconds gauge\n# TYPE litellm_c counter\n# TYPE litellm_c_created gauge\n"
+    b"# TYPE litellm_h histogram\n# TYPE litellm_s summary\n# TYPE litellm_i info\n"
+)
+NAMES = st.sampled_from(
+    [
+        "litellm_c", "litellm_c_total", "litellm_c_created", "litellm_g", "litellm_h", "litellm_h_bucket",
+        "litellm_h_sum", "litellm_h_count", "litellm_s_sum", "litellm_s", "litellm_i", "python_gc", "a-b",
+        "process_start_time_seconds",
+    ]
+)  # fmt: skip
+LABELS = st.sampled_from(
+    [
+        "", '{le="1"}', '{le="+Inf"}', '{le="NaN"}', '{le="-Inf"}', '{user="a"}', '{user="b"}',
+        '{model="x"}', '{model="x",user="c"}',
+        '{model="\\n\\\\"}', '{model="\u2028\x1b"}', '{model="}"}', "{}", '{model="test-1"}', '{a="', '{a="b",a="c"}',
+    ]
+)  # fmt: skip
+NUMBERS = st.sampled_from(
+    [
+        "0", "1", "2", "-1", "1e3", "1e308", "-1e308", "1e999", "NaN", "+Inf", "-Inf", "1_0", "0x1p3", "1e-320", "x",
+        "",
+        "9" * 400, "1795000000", "1795000016", "1e305", "9.3e18", "0.5",
+    ]
+)  # fmt: skip
+LINES = st.one_of(
+    st.builds(
+        "{}{}{}{}{}".format,
+        NAMES,
+        LABELS,
+        st.sampled_from([" ", "  ", "\t", " \t", ""]),
+        NUMBERS,
+        st.sampled_from(["", "", "", " 1700000000", "\r", ' # {a="b"} 1', " "]),
+    ),
+    st.text(max_size=30),
+).map(lambda line: line.encode("utf-8", "surrogatepass"))
+PAGES = st.lists(LINES | st.binary(max_size=20), max_size=25).map(lambda lines: TYPES + b"\n".join(lines) + b"\n")
+
+
+def whole(reader: Page) -> dict[bytes, str]:
+    """The numbers of every series that the page had whole."""
+    numbers = {key: reader.values[each.at : each.at + each.size] for key, each in reader.members.items()}
+    return {key: repr(list(each)) for key, each in numbers.items() if not all(map(math.isnan, each))}
+
+
+def judged(reader: Page) -> tuple[int, ...]:
+    return reader.bad_lines, reader.malformed, reader.capped, reader.kept
+
+
+@settings(deadline=None, max_examples=300)
+@given(PAGES, st.sampled_from([-1, 300, 1 << 20]), st.sampled_from([3, 1000]))
+def test_any_page_says_the_same_when_it_is_read_again(body: bytes, held: int, most: int) -> None:
+    """Known lines go another way; whichever, and however they are remembered."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("forwarder.exposition.page._HELD", held)
+        found = Page(Selection(exclude_series=({"model": "test-*"},)), max_series=most)
+        found.read(body)
+        first = whole(found), judged(found)
+        found.read(body)
+        assert (whole(found), judged(found)) == first
+
+
+@settings(deadline=None, max_examples=300)
+@given(PAGES, PAGES, st.sampled_from([-1, 1 << 20]))
+def test_any_page_says_the_same_after_any_other(before: bytes, body: bytes, held: int) -> None:
+    """What is remembered of one page changes nothing of what another says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("forwarder.exposition.page._HELD", held)
+        rules = Selection(exclude_series=({"model": "test-*"},))
+        seasoned, fresh = Page(rules, max_series=1000, buckets=False), Page(rules, max_series=1000, buckets=False)
+        seasoned.read(before)
+        for page_ in (seasoned, fresh):
+            page_.read(body)
+        assert whole(seasoned) == whole(fresh)
+        assert judged(seasoned)[:3] == judged(fresh)[:3]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(PAGES, min_size=1, max_size=4), st.sampled_from([2, 1000]))
+def test_any_pages_are_points_that_can_be_stored(pages: list[bytes], most: int) -> None:
+    """Finite, in time, no more of them than the cap; with the deltas between them, and after a restart."""
+    reader = Reader(max_series=most)
+    for body in pages:
+        points = reader.read(body)
+        batch = Batch(Resource(), reader.now, tuple(points))
+        assert decode(encode(batch)) == batch
+        assert len(points) <= most
+        for point in points:
+            assert 0 <= (point.start_time or 0) <= point.time
+            delta = point.delta
+            numbers = [point.value, delta.value if delta else None]
+            numbers += [each.sum for each in (point.histogram, delta.histogram if delta else None) if each]
+            assert all(math.isfinite(number) for number in numbers if number is not None)
+    reader.restarted(max_series=most).read(pages[-1])

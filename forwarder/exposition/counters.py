@@ -32,6 +32,7 @@ LONGEST_GAP: Final = 600 * SECOND
 FORGET_AFTER: Final = 300 * SECOND  # as Prometheus, which looks back for five minutes
 LOOKED_BACK: Final = 10  # readings
 STRANGE: Final = 3  # of them: then several processes answer
+MOST: Final = 2.0**63  # that a bucket may count
 CALM: Final = 20  # readings in a row from one process: then one does again
 
 # In the place of a first number: the series was there and what it said could not be (`_sound`). NaN: it was not there.
@@ -285,12 +286,18 @@ class Counters:
         found = [values[member.created] for member in output.members if member.created]
         seconds = min((value for value in found if math.isfinite(value)), default=self.page.process_start)
         unknown = self.now if since is Since.NOTHING else self.time
-        start = int(seconds * SECOND) if math.isfinite(seconds) and seconds > 0 else unknown
+        # Compared before it becomes an integer: 1e305 s are no number of ns.
+        start = int(min(seconds, self.now / SECOND) * SECOND) if math.isfinite(seconds) and seconds > 0 else unknown
         return min(start, self.now)
 
     def _point(self, output: Output, tally: _Tally, start: int) -> Metric | None:
         growth = tally.growth if 0 < self.now - self.time <= LONGEST_GAP else None
+        if growth is not None and not math.isfinite(sum(growth)):
+            growth = None
         if output.kind == "sum":
+            if not math.isfinite(tally.total[0]):
+                self.malformed += 1
+                return None
             delta = None if growth is None else Delta(self.time, max(0.0, growth[0]))
             return Metric(output.name, "sum", "", self.now, tally.total[0], output.attributes, start, None, delta)
         if output.numbers == tally.total:
@@ -299,6 +306,7 @@ class Counters:
             output.numbers, output.histogram = tally.total, _histogram(output, tally.total)
             histogram = output.histogram
         if histogram is None:
+            self.malformed += 1
             return None
         delta = None
         if growth is not None:
@@ -313,15 +321,17 @@ def _sum(left: Numbers | None, right: Numbers) -> Numbers:
 
 
 def _sound(numbers: Numbers, output: Output) -> bool:
-    """Finite, not negative, and a histogram's buckets cumulative."""
+    """Finite, not negative, and a histogram's buckets cumulative and no more than can be stored."""
     if not math.isfinite(sum(numbers)):
         return False
     if output.kind == "sum":
         return numbers[0] >= 0
-    return numbers[0] >= 0 and not any(map(lt, numbers[1:-1], numbers))
+    return numbers[0] >= 0 and numbers[-2] < MOST and not any(map(lt, numbers[1:-1], numbers))
 
 
 def _histogram(output: Output, numbers: Numbers) -> Histogram | None:
-    """From cumulative buckets and a sum. None when a bucket would be negative."""
+    """From cumulative buckets and a sum. None when a bucket would be negative, or a number too large."""
+    if not (math.isfinite(numbers[-1]) and numbers[-2] < MOST):
+        return None
     counts = tuple(map(int, map(sub, numbers, (0.0, *numbers[:-2]))))
     return None if min(counts) < 0 else Histogram(output.bounds, counts, numbers[-1], int(numbers[-2]))

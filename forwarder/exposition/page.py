@@ -7,10 +7,11 @@ Measured on 50,000 lines: docs/benchmarks.md.
 
 import math
 from array import array
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from forwarder.events import Attributes, Kind
+from forwarder.exposition.passed import Passed
 from forwarder.exposition.selection import Selection
 from forwarder.exposition.series import NAN, Member, Output, Part, creation, digest, identity, resolve
 from forwarder.exposition.syntax import BadLineError, Labels, Sample, number, sample, type_of
@@ -22,6 +23,10 @@ _NOWHERE: Final = 0  # the place of what does not go on
 _PROCESS: Final = 1  # the place of process_start_time_seconds
 # Of a line that is remembered. Nobody's series is longer, and a page of longer ones would be kept many times over.
 _LONGEST: Final = 4096  # bytes
+# Of lines that do not go on and are remembered as they are, which is fastest; of more there are hashes.
+_HELD: Final = 16 * 2**20  # bytes
+_ENTRY: Final = 100  # bytes that a line in a dictionary takes beside its own
+_BUCKETS: Final = 1000  # of a histogram
 _COINCIDING: Final = 10  # series of the page for each that may go on, however many of them become one
 PROCESS_START: Final = "process_start_time_seconds"
 
@@ -30,14 +35,17 @@ _Line = tuple[bytes, float]  # a line up to its value (empty: not to be remember
 
 
 class _New:
-    """A series seen for the first time, until its page is at its end. `total`: a histogram's sum, else the value."""
+    """A series seen for the first time, until its page is at its end. `output`: the digest of what it belongs to.
+    `total`: a histogram's sum, else the value.
+    """
 
-    __slots__ = ("attributes", "buckets", "created", "kind", "name", "total")
+    __slots__ = ("attributes", "buckets", "created", "kind", "name", "output", "total")
 
-    def __init__(self, part: Part, attributes: Attributes, created: bytes) -> None:
+    def __init__(self, part: Part, attributes: Attributes, output: bytes, created: bytes) -> None:
         self.name = part.name
         self.kind: Kind = part.kind
         self.attributes = attributes
+        self.output = output
         self.created = created
         self.buckets: dict[float, _Line] = {}
         self.total: _Line | None = None
@@ -53,7 +61,7 @@ class _NoRoomError(Exception):
 
 class Page:
     """`max_series` bounds what goes on, and ten times that what it is made of; what is over either is counted in
-    `capped` (lines). For one thread at a time.
+    `capped` (lines). Lines that do not go on are remembered within bounds too. For one thread at a time.
     """
 
     def __init__(self, selection: Selection, *, max_series: int, buckets: bool = True) -> None:
@@ -66,7 +74,7 @@ class Page:
         self.bad_lines = 0  # of the last page
         self.malformed = 0  # histograms of the last page that cannot be one, and of a kind there is no point for
         self.lines = 0  # of the last page
-        self.capped = 0
+        self.capped = 0  # lines of the last page that are over the cap
         self.kept = 0  # series as Prometheus counts them
         self.first: frozenset[bytes] = frozenset()  # the series that the next page has room for before any other
         self.generation = 0  # places of one generation mean nothing in the next
@@ -97,7 +105,9 @@ class Page:
     def _forget_lines(self) -> None:
         self._places: dict[bytes, int] = {}
         self._comments: set[bytes] = set()
-        self.capped = 0
+        self._passed = Passed()
+        self._held = 0  # bytes that lines take which do not go on, as far as they are remembered as they are
+        self._known_capped = 0  # of the lines that are remembered, those that are over the cap
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -109,12 +119,14 @@ class Page:
         if self._changed:  # another release: families of another type, histograms with other buckets
             self.forget()
             self._read(body)
-        if len(self._places) + len(self._comments) > 2 * self.lines + 1000:
+        if len(self._places) + len(self._comments) + self._passed.count > 2 * self.lines + 1000:
             self._forget_lines()  # most of them are gone
 
     def _read(self, body: bytes) -> None:
         values = self.values = array("d", (NAN,)) * len(self.values)
         self.bad_lines = self.malformed = self.lines = 0
+        self.capped = self._known_capped
+        self._asking: set[bytes] = set()  # outputs that there are not yet
         new: dict[bytes, _New] = {}
         places, start, length = self._places, 0, len(body)
         while start < length:
@@ -124,22 +136,26 @@ class Page:
             for line in lines:
                 key, _, text = line.rpartition(b" ")
                 try:
-                    values[places[key]] = float(text)
+                    # To float, 1_0 is a number.
+                    values[places[key]] = float(text.replace(b"_", b"?"))
                 except (KeyError, ValueError):
-                    self._read_slowly(line, new)
+                    if not self._is_passed(line, key, text):
+                        self._read_slowly(line, new)
             start = end
         for identifier in sorted(new, key=lambda identifier: identifier not in self.first):  # else in the page's order
             self._admit(identifier, new[identifier])
         self.first = frozenset()
 
+    def _is_passed(self, line: bytes, key: bytes, text: bytes) -> bool:
+        if line[:1] == b"#":
+            return line in self._comments or line in self._passed
+        return key in self._passed and _is_number(text)
+
     def _read_slowly(self, line: bytes, new: dict[bytes, _New]) -> None:
-        if line in self._comments:
-            return
         try:
             if line.lstrip().startswith(b"#"):
                 self._comment(line)
-                if len(line) <= _LONGEST:
-                    self._comments.add(line)
+                self._pass_over(line, comment=True)
             elif line.strip():
                 self._sample(sample(line), new)
         except BadLineError:
@@ -162,7 +178,7 @@ class Page:
             return
         if part.role == "unwanted" or not self._selection.family(part.family):
             if found.name != PROCESS_START:
-                self._put(found.key, _NOWHERE, NAN)
+                self._pass_over(found.key)
         elif part.role == "created":
             place = self._created.setdefault(creation(part.family, found.labels), len(self.values))
             if place == len(self.values):
@@ -176,6 +192,25 @@ class Page:
         if 0 < len(key) <= _LONGEST:
             self._places[key] = place
 
+    def _pass_over(self, key: bytes, *, comment: bool = False) -> bool:
+        """Remember that a line does not go on; whether that could be done."""
+        if not 0 < len(key) <= _LONGEST:
+            return False
+        if self._held > _HELD:
+            return self._passed.add(key)
+        self._held += len(key) + _ENTRY
+        if comment:
+            self._comments.add(key)
+        else:
+            self._places[key] = _NOWHERE
+        return True
+
+    def _cap(self, keys: Iterable[bytes]) -> None:
+        """Lines that are over the cap. Those that are remembered count on the next page without being read."""
+        for key in keys:
+            self.capped += 1
+            self._known_capped += self._pass_over(key)
+
     def _series(self, part: Part, found: Sample, new: dict[bytes, _New]) -> None:
         labels, bound = found.labels, None
         if part.kind == "histogram":
@@ -187,13 +222,25 @@ class Page:
             return
         if (series := new.get(identifier)) is None:
             if (attributes := self._selection.attributes(part.family, labels)) is None:
-                self._put(found.key, _NOWHERE, NAN)
+                self._pass_over(found.key)
                 return
-            series = new[identifier] = _New(part, attributes, creation(part.family, labels))
+            output = digest(part.name, [(name, str(value)) for name, value in attributes.items()])
+            if not self._may_fit(identifier, output, len(new)):
+                self._cap((found.key,))
+                return
+            series = new[identifier] = _New(part, attributes, output, creation(part.family, labels))
         if bound is None:
             series.total = (found.key, found.value)
         else:
             series.buckets[bound] = (found.key, found.value)
+
+    def _may_fit(self, identifier: bytes, output: bytes, new: int) -> bool:
+        """Whether a series has a chance of being admitted. Those that have none are not kept until the page's end."""
+        if output not in self.outputs and output not in self._asking:
+            if self.kept + len(self._asking) >= self._max_series and identifier not in self.first:
+                return False
+            self._asking.add(output)
+        return len(self.members) + new < _COINCIDING * self._max_series or identifier in self.first
 
     def _place(self, member: Member, key: bytes, bound: float | None, value: float) -> None:
         """A line of a series that is known: it was forgotten, or carries a timestamp or an exemplar."""
@@ -217,9 +264,7 @@ class Page:
             self.malformed += 1
             return
         except _NoRoomError:
-            self.capped += len(lines)
-            for key, _ in lines:
-                self._put(key, _NOWHERE, NAN)
+            self._cap(key for key, _ in lines)
             return
         created = self._created.get(series.created, 0)
         member = self.members[identifier] = Member(identifier, output, len(self.values), len(lines), created)
@@ -237,14 +282,15 @@ class Page:
             if series.total is None or bounds[-1:] != (math.inf,):
                 raise _MalformedError
             bounds = bounds[:-1]
-        identifier = digest(series.name, [(name, str(value)) for name, value in series.attributes.items()])
-        output = self.outputs.get(identifier)
+            if len(bounds) > _BUCKETS:
+                raise _MalformedError
+        output = self.outputs.get(series.output)
         if output is None:
             cost = len(bounds) + 3 if series.kind == "histogram" else 1
             if self.kept + cost > self._max_series:
                 raise _NoRoomError
-            output = Output(identifier, series.name, series.kind, series.attributes, bounds, cost)
-            self.outputs[identifier] = output
+            output = Output(series.output, series.name, series.kind, series.attributes, bounds, cost)
+            self.outputs[series.output] = output
             self.kept += cost
         elif output.bounds != bounds or output.kind != series.kind:
             raise _MalformedError
@@ -256,10 +302,11 @@ class Page:
         """
         for member in members:
             del self.members[member.digest]
-            member.output.members.remove(member)
-            if not member.output.members:
-                del self.outputs[member.output.digest]
-                self.kept -= member.output.cost
+        for output in {member.output.digest: member.output for member in members}.values():
+            output.members = [member for member in output.members if member.digest in self.members]
+            if not output.members:
+                del self.outputs[output.digest]
+                self.kept -= output.cost
         moved = array("d", numbers[:2])
         created: dict[int, int] = {_NOWHERE: _NOWHERE}
         for member in self.members.values():
@@ -275,6 +322,17 @@ class Page:
         return moved
 
 
+def _is_number(text: bytes) -> bool:
+    try:
+        number(text.decode())
+    except (BadLineError, UnicodeDecodeError):
+        return False
+    return True
+
+
 def _bound(labels: Labels) -> float:
-    """Raises BadLineError for a bucket without one."""
-    return number(dict(labels).get("le", ""))
+    """Raises BadLineError for a bucket without one, or with one that nothing can be below."""
+    bound = number(dict(labels).get("le", ""))
+    if not bound > -math.inf:
+        raise BadLineError
+    return bound

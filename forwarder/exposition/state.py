@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from forwarder.codec import Codec
+from forwarder.errors import CodecError
 from forwarder.exposition.counters import Counters, Remembered
 from forwarder.exposition.series import NAN
 
@@ -39,7 +40,19 @@ class Stored(msgspec.Struct, frozen=True, array_like=True):
 
 
 _codec: Final = Codec(Stored, "the state of a metrics page")
-decode: Final = _codec.decode  # raises CodecError
+
+
+def decode(data: bytes) -> Stored:
+    """Read what `encode` wrote. Raises CodecError for anything else: what is packed must agree too."""
+    stored = _codec.decode(data)
+    packed = stored.series, stored.sizes, stored.numbers, stored.created, stored.outputs, stored.starts
+    if any(len(each) % size for each, size in zip(packed, (2 * _DIGEST, 2, 8, 8, _DIGEST, 8), strict=True)):
+        raise CodecError("damaged the state of a metrics page: a number is cut off")
+    count, sizes = len(stored.series) // (2 * _DIGEST), array("H", stored.sizes)
+    agree = len(sizes) == len(stored.created) // 8 == count and sum(sizes) == len(stored.numbers) // 8
+    if not agree or 0 in sizes or len(stored.outputs) // _DIGEST != len(stored.starts) // 8:
+        raise CodecError("damaged the state of a metrics page: its parts do not agree")
+    return stored
 
 
 def encode(counters: Counters, rules: str) -> bytes:

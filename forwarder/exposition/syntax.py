@@ -116,6 +116,6 @@ def type_of(line: bytes) -> tuple[str, str] | None:
     if not _IS_TYPE.match(line):
         return None
     found = _TYPE.fullmatch(line.decode("utf-8", "replace"))
-    if found is None or found[2] not in TYPES:
+    if found is None or found[2] not in TYPES or len(found[1]) > MAX_NAME:
         raise BadLineError
     return found[1], found[2]

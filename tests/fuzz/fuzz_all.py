@@ -12,7 +12,8 @@ from typing import Final
 
 HERE: Final = Path(__file__).parent
 TESTS: Final = HERE.parent
-TARGETS: Final = ("normalisers", "codec", "configuration", "replies", "answers")
+sys.path.insert(0, str(TESTS))  # pages are made as in tests
+TARGETS: Final = ("normalisers", "codec", "configuration", "replies", "answers", "metrics", "pages", "remembered")
 # atheris 3.0.0 puts the bytes of FuzzedDataProvider's integers at the end.
 TAIL: Final = 8
 
@@ -35,8 +36,50 @@ def seeds(target: str, folder: Path) -> None:
 
             events = (Metric("a", "gauge", "1", 1, 1.0, {"b": "c", "d": 1}), Change("c", 2, "info", "t"))
             found += [encode(Batch(Resource({"r": "v"}), 3, events))]
+        case "metrics" | "pages":
+            found += _pages(b"\f" if target == "metrics" else b"\n")
+        case "remembered":
+            found += _memories()
     for number, data in enumerate(found):
         (folder / str(number)).write_bytes(data)
+
+
+def _pages(cut: bytes) -> list[bytes]:
+    """Pages twice, the second time with larger numbers; and small ones with what the recorded ones have not."""
+    from exposition_pages import HISTOGRAM, VERSIONS, histogram, page, recorded
+
+    made = [b"\n".join(recorded(version)[:20_000].split(b"\n")[:-1]) for version in VERSIONS]
+    made += [
+        page({'{user="a"}': 1, '{user="b",model="c"}': 2}, began=1.79e9, created={'{user="a"}': 1.79e9}),
+        (HISTOGRAM + histogram({"0.1": 1, "1.0": 3, "+Inf": 4}, 5.5, 'model="m"')).encode(),
+        b'# TYPE litellm_s summary\nlitellm_s_sum 1\nlitellm_s_count 2\nlitellm_g 1 123 # {a="b"} 1\n',
+        b'# HELP x y\n# TYPE a gauge\na{b="c\\n"} 1e308\na{b="\xff"} NaN\nbad line\n# EOF\n',
+    ]
+    return [each + cut + each.replace(b" 1", b" 2") for each in made]
+
+
+def _memories() -> list[bytes]:
+    """What the agent remembers, each behind the letter that says what it is; without the byte of the version."""
+    from exposition_pages import VERSIONS, Reader, recorded
+
+    from forwarder import cost
+    from forwarder.normalize import changes, deployments
+    from forwarder.sinks.notify import memory
+    from forwarder.status import history
+
+    reader = Reader(max_series=50)
+    reader.read(recorded(VERSIONS[1]))
+    outage = memory.Outage("litellm.proxy.down", "eu", "error", 1, 2, {"code": 503})
+    slices = {5: history.Slice(1, 2, 3)}
+    deployment = {"d": (True, 7)}
+    return [
+        b"p" + reader.state[1:],
+        b"m" + memory.encode(memory.Memory({"k": outage}, (), {"k": (1, 2)}, (3,)))[1:],
+        b"h" + history._codec.encode(history.Stored(slices, "healthy", 6, deployment, ()))[1:],
+        b"$" + cost.encode(cost.Account(opened=1))[1:],
+        b"n" + deployments.encode_names({"a": "b"})[1:],
+        b"c" + changes.encode(changes.ChangeState())[1:],
+    ]
 
 
 def _body(path: Path) -> bytes:

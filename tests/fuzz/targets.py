@@ -1,12 +1,13 @@
 """What is fuzzed, coverage-guided: `make fuzz`. Each target takes any bytes and must neither raise nor hang.
 
 One target for each edge where bytes come in: the HTTP readers (replies of proxies, answers of backends), the
-normalisers, what the spool stores, the configuration.
+normalisers, the metrics page, what the spool stores, the configuration.
 
     python tests/fuzz/targets.py TARGET [libFuzzer options] [corpus folders]
 """
 
 import asyncio
+import math
 import sys
 import tempfile
 import time
@@ -17,11 +18,18 @@ from typing import Any, Final
 import atheris
 
 with atheris.instrument_imports(include=["forwarder"]):
-    from forwarder import config, events, poll
+    from forwarder import config, cost, events, poll
     from forwarder.errors import CodecError, ConfigError
+    from forwarder.exposition import state
+    from forwarder.exposition.counters import Counters
+    from forwarder.exposition.page import Page
+    from forwarder.exposition.selection import Selection
     from forwarder.http import Client
     from forwarder.normalize import changes, deployments, normalize
     from forwarder.reply import Reply
+    from forwarder.scrape import Scraper
+    from forwarder.sinks.notify import memory
+    from forwarder.status import history
     from forwarder.transport import tls_context
     from forwarder.transport.post import Poster
 
@@ -110,8 +118,93 @@ def answers(data: bytes) -> None:
     assert all(value.isprintable() for value in answer.headers.values())
 
 
+SECOND: Final = 1_000_000_000
+NOW: Final = 1_795_000_000 * SECOND
+CUT: Final = b"\f"  # between two readings of a metrics page
+TARGET: Final = config.for_url("http://h", "A_KEY", {}).targets[0]
+
+
+def metrics(data: bytes) -> None:
+    """Pages that one target answers with, one after the other: each comes to a batch that can be stored, and so does
+    what is remembered. A page that was read before says what it says to who reads it the first time.
+    """
+    scraper, last = Scraper(TARGET), b""
+    for number, body in enumerate(data.split(CUT)[:6], 1):
+        read = scraper.read(Reply(NOW + number * 15 * SECOND, 0.1, 200, None, "text/plain", body), keyed=False)
+        batch = events.Batch(events.Resource({}), NOW, tuple(read.events))
+        assert events.decode(events.encode(batch)) == batch
+        assert all(finite(event) for event in read.events)
+        if read.state is not None:
+            last = read.state
+            if number % 3:  # every third reading could not be stored
+                scraper.stored()
+    if last:
+        scraper = Scraper(TARGET)
+        scraper.open(last)
+        scraper.read(Reply(NOW + 200 * SECOND, 0.1, 200, None, "text/plain", data), keyed=False)
+
+
+def finite(event: events.Event) -> bool:
+    if isinstance(event, events.Change):
+        return True
+    found = [event.value, event.histogram, event.delta.value if event.delta else None]
+    found += [event.delta.histogram if event.delta else None]
+    numbers = [each.sum if isinstance(each, events.Histogram) else each for each in found]
+    return all(math.isfinite(number) for number in numbers if isinstance(number, float))
+
+
+def pages(data: bytes) -> None:
+    """The reader of pages alone, with a cap that is soon reached. What it found the first time it finds again: known
+    lines go another way. (The second reading knows all types; a `# TYPE` may stand behind its samples.)
+    """
+    page = Page(Selection(include=("a*", "litellm_*"), exclude_series=({"b": "c*"},)), max_series=5)
+    for body in (data, data):
+        page.read(body)
+    first = said(page)
+    page.read(data)
+    assert said(page) == first
+    assert page.kept <= 5
+    assert len(page.members) <= 50
+    counters = Counters(page)
+    for number in range(3):
+        counters.observe(NOW + number * SECOND)
+        stored = state.decode(state.encode(counters, page.fingerprint))
+        state.restore(Counters(page), stored, page.fingerprint)
+        counters.commit()
+        page.read(data)
+
+
+def said(page: Page) -> object:
+    told = sorted((each.digest, repr(page.values[each.at : each.at + each.size])) for each in page.members.values())
+    return told, page.bad_lines, page.malformed, page.capped, page.kept
+
+
+def remembered(data: bytes) -> None:
+    """Whatever stands in the spool where something was remembered: it is taken up, or a CodecError."""
+    kind, data = data[:1], b"\x01" + data[1:]
+    try:
+        match kind:
+            case b"p":
+                scraper = Scraper(TARGET)
+                scraper.open(data)
+                scraper.read(Reply(NOW, 0.1, 200, None, "text/plain", b"litellm_a 1\n"), keyed=False)
+            case b"m":
+                memory.encode(memory.decode(data))
+            case b"h":
+                history.History(lambda _: 1.0, history.decode(data)).encode()
+            case b"$":
+                cost.encode(cost.decode(data))
+            case b"n":
+                deployments.decode_names(data)
+            case _:
+                changes.encode(changes.decode(data))
+    except (CodecError, UnicodeEncodeError):
+        return
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
-    target.__name__: target for target in (normalisers, codec, configuration, replies, answers)
+    target.__name__: target
+    for target in (normalisers, codec, configuration, replies, answers, metrics, pages, remembered)
 }
 
 
