@@ -37,6 +37,7 @@ from forwarder.config_values import (
     problem,
 )
 from forwarder.errors import ConfigError, Problem
+from forwarder.secrets import exposed
 
 FOLDER: Final = "/etc/litellm-forwarder"
 
@@ -247,12 +248,19 @@ def find(explicit: Path | None, environ: Mapping[str, str], cwd: Path) -> Path:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A configuration and where it came from. `files`: what it refers to (secrets, certificates), as it was read."""
+    """A configuration and where it came from. `files`: what it refers to (secrets, certificates), as it was read;
+    `private`: those that nobody else should read.
+    """
 
     config: Config
     path: Path
     files: Mapping[Path, Stamp]
     tables: Mapping[str, Any]
+    private: frozenset[Path] = frozenset()
+
+    def exposed(self) -> list[Path]:
+        """Files that hold a secret and can be read by every user of the machine."""
+        return sorted(path for path in self.private if exposed(path))
 
     def again(self, environ: Mapping[str, str]) -> "Loaded":
         """The same text, though the file may say something else by now, with what it refers to read anew."""
@@ -288,7 +296,7 @@ def _checked(path: Path, tables: Mapping[str, Any], environ: Mapping[str, str], 
     try:
         # An agent table always, so that its defaults see the environment.
         config = Config.model_validate({"agent": {}} | dict(tables), context=around)
-        return Loaded(config, path, around.files, tables)
+        return Loaded(config, path, around.files, tables, frozenset(around.private))
     except ValidationError as error:
         found = config_errors.problems(error, Config)
     # Outside the handler: pydantic's error holds the values, and would travel along as the context of ours.

@@ -32,7 +32,7 @@ def stamp(path: Path) -> Stamp:
 class Surroundings:
     """What values are read against, handed to every validator as its context: the environment, the folder that
     relative paths start from, whether secrets are to be read, the target names seen so far, and the files that were
-    referred to, as they were before they were read.
+    referred to, as they were before they were read; `private` are those of them that nobody else should read.
     """
 
     environ: Mapping[str, str]
@@ -40,6 +40,7 @@ class Surroundings:
     secrets: bool = True
     names: set[str] = field(default_factory=set)
     files: dict[Path, Stamp] = field(default_factory=dict)
+    private: set[Path] = field(default_factory=set)
 
     def refer(self, path: Path) -> None:
         self.files.setdefault(path, stamp(path))
@@ -67,7 +68,7 @@ def _readable(value: object, info: ValidationInfo) -> Path | None:
     if info.context:
         info.context.refer(path)
     try:
-        with path.open("rb") as stream:
+        with secrets.opened(path) as stream:
             stream.read(1)
     except FileNotFoundError:
         raise problem("the file does not exist", "relative paths start at the folder of the configuration") from None
@@ -76,8 +77,16 @@ def _readable(value: object, info: ValidationInfo) -> Path | None:
     return path
 
 
+def _private(value: object, info: ValidationInfo) -> Path | None:
+    path = _readable(value, info)
+    if path is not None and info.context:
+        info.context.private.add(path)
+    return path
+
+
 Folder = Annotated[Path, PlainValidator(_path), text_schema(r"\S", "path")]
 OptionalFile = Annotated[Path | None, PlainValidator(_readable), text_schema(r"\S", "path")]
+OptionalKeyFile = Annotated[Path | None, PlainValidator(_private), text_schema(r"\S", "path")]
 
 
 def authorities(path: Path) -> None:
@@ -148,6 +157,7 @@ def _from_file(name: object, around: Surroundings, *, optional: bool) -> Secret 
         raise problem("file must be the path of a file that holds the secret", _HOW)
     path = around.folder / name
     around.refer(path)
+    around.private.add(path)
     try:
         if optional and not exists(path):
             return None

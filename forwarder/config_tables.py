@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationInfo, field_validator
 from pydantic_core import CoreSchema
 
-from forwarder.config_references import OptionalFile, authorities, certificate
+from forwarder.config_references import OptionalFile, OptionalKeyFile, authorities, certificate
 from forwarder.config_values import ProxyUrl, problem
 
 
@@ -34,7 +34,7 @@ class Connection(Table):
         default=None, description="PEM file of the authorities to trust, instead of the system's."
     )
     client_cert: OptionalFile = Field(default=None, description="PEM file of the certificate to present.")
-    client_key: OptionalFile = Field(
+    client_key: OptionalKeyFile = Field(
         default=None,
         validate_default=True,
         description="PEM file of its private key, not encrypted. Default: it is in `client_cert`.",

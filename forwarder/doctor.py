@@ -8,23 +8,21 @@ import asyncio
 import fcntl
 import shutil
 import socket
-import stat
 import tempfile
 import time
-import tomllib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from forwarder import catalog, inspection
 from forwarder.build import build_clients, build_sink
-from forwarder.config import Agent, Config, Target
+from forwarder.config import Agent, Config, Loaded, Target
 from forwarder.config_notify import NotifySink
 from forwarder.config_references import exists
 from forwarder.config_sinks import ConsoleSink, SinkConfig
 from forwarder.config_values import size_text
-from forwarder.errors import ConfigError
+from forwarder.errors import ConfigError, StateFolderError
 from forwarder.events import Batch, Event, Resource
 from forwarder.http import Client
 from forwarder.instance import Instance
@@ -32,6 +30,7 @@ from forwarder.normalize.reading import Endpoint
 from forwarder.poll import endpoints_of
 from forwarder.pump import in_thread
 from forwarder.sinks.base import Blocked, Delivered, Rejected, Retry, Sink
+from forwarder.spool.lock import refuse_folder
 from forwarder.status import client as status
 from forwarder.status.client import NoAgentError
 
@@ -52,10 +51,11 @@ class Finding:
     fix: str = ""
 
 
-async def examine(config: Config, path: Path, *, billed: bool) -> AsyncIterator[Finding]:
-    """Everything about a configuration that was read from `path`, one by one. `billed`: /health may cost money."""
-    yield Finding("configuration", "good", f"{path}: valid")
-    for each in (*secret_files(path), *state_folder(config), await asyncio.to_thread(listening, config.agent)):
+async def examine(loaded: Loaded, *, billed: bool) -> AsyncIterator[Finding]:
+    """Everything about a configuration that was read, one by one. `billed`: /health may cost money."""
+    config = loaded.config
+    yield Finding("configuration", "good", f"{loaded.path}: valid")
+    for each in (*secret_files(loaded), *state_folder(config), await asyncio.to_thread(listening, config.agent)):
         yield each
     clients = build_clients(config)
     try:
@@ -73,28 +73,13 @@ async def examine(config: Config, path: Path, *, billed: bool) -> AsyncIterator[
 # --- this machine -------------------------------------------------------------------------------------------------
 
 
-def secret_files(path: Path) -> Iterator[Finding]:
+def secret_files(loaded: Loaded) -> Iterator[Finding]:
     """Who may read the files that hold keys. The configuration was read, so they can be."""
-    found = sorted(set(_references(tomllib.loads(path.read_text(encoding="utf-8")))))
-    files = [path.absolute().parent / Path(each).expanduser() for each in found]
-    open_ = [each for each in files if each.exists() and each.stat().st_mode & stat.S_IROTH]
+    open_ = loaded.exposed()
     for each in open_:
         yield Finding("secrets", "warning", f"{each} can be read by every user", f"chmod o-r {each}")
-    if files and not open_:
+    if loaded.private and not open_:
         yield Finding("secrets", "good", "no file that holds a key can be read by every user")
-
-
-def _references(value: Any) -> Iterator[str]:
-    """The files named by `{ file = … }` and by client_key."""
-    if isinstance(value, dict):
-        if isinstance(value.get("file"), str) and value.keys() <= {"file", "optional"}:
-            yield value["file"]
-        if isinstance(value.get("client_key"), str):
-            yield value["client_key"]
-        value = list(value.values())
-    if isinstance(value, list):
-        for each in value:
-            yield from _references(each)
 
 
 def state_folder(config: Config) -> Iterator[Finding]:
@@ -108,6 +93,12 @@ def state_folder(config: Config) -> Iterator[Finding]:
         fix = "give it to the user that runs the agent, or set agent.state_dir"
         text = f"{there} cannot be written by this user: {error.strerror or type(error).__name__}"
         yield Finding("state folder", "bad", text, fix)
+        return
+    try:
+        if there == folder:
+            refuse_folder(folder)
+    except StateFolderError as error:
+        yield Finding("state folder", "bad", str(error))
         return
     yield Finding("state folder", "good", f"{folder} can be written" if there == folder else f"{folder} can be made")
     free, wanted = shutil.disk_usage(there).free, config.spool.max_bytes

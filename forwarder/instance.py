@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from forwarder.errors import StateFolderError
+from forwarder.secrets import opened
 
 FILE: Final = "instance"
 _FORM: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -50,7 +51,8 @@ class Instance:
 
     def _kept(self) -> str | None:
         try:
-            text = self._path.read_text(encoding="ascii", errors="replace")[:100].strip()
+            with opened(self._path) as file:
+                text = file.read(100).decode("ascii", "replace").strip()
         except FileNotFoundError:
             return None
         return text if _FORM.fullmatch(text) else None  # what is damaged is made anew
@@ -58,7 +60,9 @@ class Instance:
     def _made(self, host: str) -> str:
         name = f"{re.sub(r'[^A-Za-z0-9._-]', '-', host)[:55] or 'agent'}-{secrets.token_hex(4)}"
         new = self._path.with_suffix(".new")
-        with new.open("w", encoding="ascii") as file:
+        # A link in its place is not followed: it could lead to anybody's file.
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(name + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -45,11 +45,13 @@ class Process:
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._refused: Mapping[Path, Stamp] = {}
+        self._exposed: set[Path] = set()
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT, then drain; a second one stops at once, and leaves the rest in the spool."""
         loop = asyncio.get_running_loop()
         loop.set_default_executor(DaemonThreads())
+        self._warn_of_exposed()
         main = asyncio.ensure_future(self._agent.run(self._stop, self._beside))
         watchdog = asyncio.create_task(self._feed_watchdog())
         stopped_at = 0.0
@@ -135,9 +137,20 @@ class Process:
         touched = {path for path, stamp in new.files.items() if self._loaded.files.get(path, stamp) != stamp}
         found = await self._agent.apply(new.config, touched)
         self._loaded, self._refused = new, {}
+        self._warn_of_exposed()
         logs.configure(new.config.agent.log_level, sys.stderr, self._log_format or new.config.agent.log_format)
         if not renewal or found:
             _tell(found, renewal=renewal)
+
+    def _warn_of_exposed(self) -> None:
+        """Once for each file, until it has been mended."""
+        found = set(self._loaded.exposed())
+        for path in sorted(found - self._exposed):
+            log.warning(
+                "a file that holds a secret can be read by every user",
+                extra=fields(file=path, fix=f"chmod o-r {path}"),
+            )
+        self._exposed = found
 
     # --- the service manager --------------------------------------------------------------------------------------
 

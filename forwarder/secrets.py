@@ -3,9 +3,12 @@
 Layer 1; knows no configuration library, so that `config` decides how problems are reported.
 """
 
+import errno
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 MAX_FILE_BYTES: Final = 64 * 1024
 
@@ -62,7 +65,7 @@ def from_file(path: Path, label: str = "") -> Secret:
     """
     label = label or f"secret file {path}"
     try:
-        with path.open("rb") as stream:
+        with opened(path) as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         raise SecretProblem(f"{label} does not exist", "create it, or correct the path") from None
@@ -78,6 +81,30 @@ def from_file(path: Path, label: str = "") -> Secret:
     except UnicodeDecodeError:
         raise SecretProblem(f"{label} is not UTF-8 text", "is it the right file?") from None
     return _checked(text.rstrip("\r\n"), label)
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file to read. Raises OSError, also for what is no file: a pipe would be waited for, a device has no end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
+    return os.fdopen(descriptor, "rb")
+
+
+def exposed(path: Path) -> bool:
+    """Whether every user of the machine may read the file. What a container is given is often so and seen by it alone:
+    Compose and Swarm mount secrets in /run/secrets, Kubernetes with a link `..data` beside them.
+    """
+    try:
+        if not path.stat().st_mode & stat.S_IROTH or (path.parent / "..data").is_symlink():
+            return False
+        return not path.parent.resolve().is_relative_to("/run/secrets")
+    except (OSError, ValueError):
+        return False
 
 
 def _checked(value: str, source: str) -> Secret:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from forwarder import logs
 
@@ -41,6 +43,28 @@ def test_a_message_with_a_line_break_stays_one_line() -> None:
     logs.configure("info", stream)
     logging.getLogger("forwarder.test").info("a\r\nb")
     assert len(stream.getvalue().splitlines()) == 1
+
+
+ANY = st.text(
+    st.characters() | st.sampled_from('\n\r\x0b\x0c\x1b\x85\u2028\u2029\u202e\u2066\ud800"\\ =<>'), max_size=30
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(message=ANY, value=ANY, form=st.sampled_from(["text", "json"]), journal=st.booleans())
+def test_any_text_in_any_field_stays_in_its_line(
+    message: str, value: str, form: logs.Format, *, journal: bool
+) -> None:
+    """One record is one line of what can be printed, and JSON says what was said. Messages hold names."""
+    record = logging.LogRecord("forwarder.x", logging.INFO, "", 0, "%s", (message,), None)
+    record.fields = {"target": value, "reason": value, "error": ValueError(value)}
+    line = logs.LineFormatter(form, journal=journal).format(record)
+    assert len(line.splitlines()) == 1
+    assert line.isprintable()
+    line.encode()
+    if form == "json":
+        found = json.loads(line.removeprefix("<6>"))
+        assert (found["message"], found["target"], found["error"]) == (message, value, value)
 
 
 def test_libraries_are_quiet() -> None:

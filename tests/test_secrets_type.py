@@ -1,13 +1,15 @@
 import copy
 import json
 import logging
+import os
 import pickle
 import traceback
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from forwarder.secrets import MAX_FILE_BYTES, Secret, SecretProblem, from_env, from_file
+from forwarder.secrets import MAX_FILE_BYTES, Secret, SecretProblem, exposed, from_env, from_file
 
 CANARY = "sk-CANARY-1f9c"
 
@@ -123,3 +125,51 @@ def test_a_missing_file_and_a_folder_are_problems(tmp_path: Path) -> None:
         from_file(tmp_path / "none")
     with pytest.raises(SecretProblem, match="cannot be read"):
         from_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kind", ["pipe", "folder", "/dev/zero", "/dev/tty", "/proc/self/environ", "loop", "/proc/self/mem"]
+)
+def test_what_is_no_file_is_no_secret(tmp_path: Path, kind: str) -> None:
+    """A pipe is not waited for, a device not read without end, and nothing of either is shown."""
+    path = Path(kind) if kind.startswith("/") else tmp_path / kind
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "loop":
+            path.symlink_to(path)
+    with pytest.raises(SecretProblem, match=r"cannot be read|no HTTP header can carry|is empty|is larger") as caught:
+        from_file(path)
+    assert "PATH=" not in caught.value.reason
+
+
+def test_no_more_of_a_file_is_read_than_a_secret_may_have(tmp_path: Path) -> None:
+    """A file of 64 GB costs no memory."""
+    path = tmp_path / "huge"
+    with path.open("wb") as file:
+        file.truncate(64 << 30)
+    tracemalloc.start()
+    try:
+        with pytest.raises(SecretProblem, match="is larger than"):
+            from_file(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_that_every_user_may_read_is_exposed(tmp_path: Path) -> None:
+    """Where it lies in a container's mount of secrets, only the container sees it, whatever its mode."""
+    path = tmp_path / "key"
+    assert not exposed(path)
+    path.write_text("x")
+    for mode, is_exposed in ((0o600, False), (0o640, False), (0o644, True), (0o604, True), (0o444, True)):
+        path.chmod(mode)
+        assert exposed(path) == is_exposed
+    volume = tmp_path / "volume"  # as Kubernetes lays it out
+    (volume / "..2026").mkdir(parents=True)
+    (volume / "..2026" / "key").write_text("x")
+    (volume / "..data").symlink_to("..2026")
+    (volume / "key").symlink_to("..data/key")
+    assert not exposed(volume / "key")

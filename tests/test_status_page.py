@@ -1,7 +1,10 @@
 """The page as text: what it says, that nothing in it can do harm, and the bar of the last 24 hours."""
 
+import copy
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from typing import Any
 
 import msgspec
 import pytest
@@ -142,6 +145,46 @@ def test_hostile_names_are_text(page: Page) -> None:
     assert "1337" not in html
     harmless = msgspec.json.decode(msgspec.json.encode(hostile()).replace(b"alert", b"alarm"), type=View)
     assert len(tags) == len(Outline(page.whole(harmless)).tags)
+
+
+def places(value: Any, *path: str | int) -> Iterator[tuple[str | int, ...]]:
+    """Where a text stands in it."""
+    if isinstance(value, str):
+        yield path
+    elif isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], *path, key)
+
+
+def with_text(value: Any, path: tuple[str | int, ...], text: str) -> Any:
+    made = copy.deepcopy(value)
+    inner = made
+    for step in path[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = text
+    return made
+
+
+def test_a_hostile_text_in_any_field_is_text(page: Page) -> None:
+    """Every field of a view that takes any text at all, one after the other; the page is otherwise as it was."""
+    sinks = [views.sink("a", last_error="x", last_error_time=NOW)]
+    for shown in (views.view(sinks=sinks), views.view(views.troubled().targets, sinks), hostile()):
+        plain = msgspec.json.decode(msgspec.json.encode(shown))
+        fields = {tuple(step for step in path if isinstance(step, str)): path for path in places(plain)}
+        tried = 0
+        for path in fields.values():
+            try:
+                harmless, attacked = (
+                    msgspec.convert(with_text(plain, path, text), View)
+                    for text in (HOSTILE.replace("<", "("), HOSTILE)
+                )
+            except msgspec.ValidationError:  # a word of a closed list, or a time
+                continue
+            tried += 1
+            html = page.whole(attacked)
+            assert len(Outline(html).tags) == len(Outline(page.whole(harmless)).tags), path
+            assert HOSTILE not in html, path
+        assert tried >= 20
 
 
 def test_nothing_comes_from_elsewhere(page: Page) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -10,7 +12,9 @@ from click.shell_completion import get_completion_class
 from forwarder import catalog, cost
 from forwarder import config as settings
 from forwarder.build import build_clients
+from forwarder.catalog import PERSONAL_LABELS
 from forwarder.cli.common import PROGRAM, config_option, json_option, many, say
+from forwarder.config_metrics import Metrics
 
 
 @click.command()
@@ -22,17 +26,36 @@ def validate(config_path: Path | None, *, schema: bool) -> None:
         say(json.dumps(settings.json_schema(), indent=2))
         return
     path = settings.find(config_path, os.environ, Path.cwd())
-    config = settings.load(path, os.environ)
+    loaded = settings.read(path, os.environ)
+    config = loaded.config
     build_clients(config)
     say(f"{path}: valid; {many(config.targets, 'target')}, {many(config.sinks, 'sink')}")
+    for each in loaded.exposed():
+        say(f"warning: {each} holds a secret and can be read by every user: chmod o-r {each}")
     for name, sink in config.sinks.items():
         if taken := getattr(sink, "from_environment", ()):
             say(f"note: sink {name} takes from the environment: {', '.join(taken)}")
     for target in config.targets:
+        for note in _without_effect(target.metrics):
+            say(f"note: target {target.name}: metrics.{note}")
         health = target.health
         if health.enabled and health.background != "on":
             budget = cost.Budget(health.interval, target.interval, health.max_billed_calls_per_day, health.background)
             say(f"note: target {target.name}: {cost.arithmetic(cost.Account(opened=0), budget)}")
+
+
+def _without_effect(metrics: Metrics) -> Iterator[str]:
+    """What of the choice of series can fit nothing, whatever the proxy's page has. Its families are the proxy's."""
+    if not metrics.include:
+        yield "include is empty: nothing of the metrics page goes on"
+    for key in ("include", "exclude"):
+        for pattern in getattr(metrics, key):
+            suffix = re.search(r"_(bucket|created)$", pattern)
+            if suffix and "*" not in pattern:
+                yield f'{key} "{pattern}": families are named without {suffix[0]}, so this fits no histogram'
+    for label in metrics.keep_labels:
+        if label not in PERSONAL_LABELS:
+            yield f'keep_labels "{label}": it is not dropped by default, so there is nothing to keep'
 
 
 @click.command("catalog")

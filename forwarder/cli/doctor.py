@@ -54,9 +54,8 @@ async def _examine(config_path: Path | None, *, billed: bool, as_json: bool) -> 
             say(_text(each), coloured=True)
 
     try:
-        path = settings.find(config_path, os.environ, Path.cwd())
-        config = settings.load(path, os.environ)
-        async for each in examine(config, path, billed=billed):
+        loaded = settings.read(settings.find(config_path, os.environ, Path.cwd()), os.environ)
+        async for each in examine(loaded, billed=billed):
             found(each)
     except ConfigError as error:
         for problem in error.problems:

@@ -1,10 +1,16 @@
-"""One agent per state folder."""
+"""One agent per state folder, and nobody else's folder or files: who could put a link where the agent writes would
+choose the file that it overwrites.
+"""
 
 import fcntl
+import logging
 import os
+import stat
 from pathlib import Path
 
 from forwarder.errors import StateFolderBusy, StateFolderError
+
+log = logging.getLogger(__name__)
 
 
 class StateLock:
@@ -24,7 +30,9 @@ class StateLock:
         folder = self._path.parent
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            refuse_folder(folder)
+            refuse_file(self._path)
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise StateFolderError(unusable(folder, error)) from None
         try:
@@ -62,6 +70,42 @@ class StateLock:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def refuse_folder(folder: Path) -> None:
+    """Raise StateFolderError for a folder, or a link to one, that another user made. Raises OSError too. A link of
+    one's own or root's is followed: systemd makes one for `DynamicUser`.
+    """
+    for found in (folder.lstat(), folder.stat()):
+        if not _trusted(found):
+            raise StateFolderError(
+                f"the state folder {folder} belongs to another user (uid {found.st_uid}), who could make the agent "
+                "write elsewhere; give it to this user (chown), or set state_dir in [agent] to another one"
+            )
+    # A volume of a container is often so, and seen by it alone.
+    if folder.stat().st_mode & stat.S_IWOTH and not folder.is_mount():
+        log.warning(
+            "every user may write the state folder: others can remove or replace what is in it",
+            extra={"fields": {"folder": folder, "fix": f"chmod o-w {folder}"}},
+        )
+
+
+def refuse_file(path: Path, *, owner: bool = True) -> None:
+    """Raise StateFolderError for a link in a file's place, and for another user's file unless `owner` is False."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(found.st_mode):
+        raise StateFolderError(f"{path} is a link, which the agent does not follow; remove it, or move the file here")
+    if owner and not _trusted(found):
+        raise StateFolderError(
+            f"{path} belongs to another user (uid {found.st_uid}); remove it, or give it to this one"
+        )
+
+
+def _trusted(found: os.stat_result) -> bool:
+    return found.st_uid in (0, os.geteuid())
 
 
 def unusable(folder: Path, error: OSError) -> str:

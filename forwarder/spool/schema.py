@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from forwarder.errors import StateFolderError
-from forwarder.spool.lock import unusable
+from forwarder.spool.lock import refuse_file, unusable
 
 VERSION: Final = 1
 APPLICATION: Final = 0x4C4C4D46  # "LLMF", so that another program's file is not taken for a spool
@@ -74,6 +74,8 @@ def connect(path: Path, *, create: bool, clock: Callable[[], int]) -> sqlite3.Co
     Raises StateFolderError (the folder cannot be used; the file is a newer release's), DamagedError, sqlite3.Error.
     """
     try:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            refuse_file(Path(f"{path}{suffix}"), owner=create)
         if create:
             _create(path)
         elif not path.exists():
