@@ -140,7 +140,9 @@ def test_what_is_no_file_is_no_secret(tmp_path: Path, kind: str) -> None:
             path.mkdir()
         case "loop":
             path.symlink_to(path)
-    with pytest.raises(SecretProblem, match=r"cannot be read|no HTTP header can carry|is empty|is larger") as caught:
+    why = {"pipe": "a pipe or a device", "folder": "Is a directory", "/dev/zero": "a pipe or a device"}
+    expected = why.get(kind, r"cannot be read|no HTTP header can carry|is empty")
+    with pytest.raises(SecretProblem, match=expected) as caught:
         from_file(path)
     assert "PATH=" not in caught.value.reason
 

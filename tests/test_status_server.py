@@ -5,7 +5,6 @@ import contextlib
 import itertools
 import json
 import logging
-import resource
 import socket
 from collections.abc import AsyncIterator
 
@@ -155,33 +154,40 @@ async def test_so_many_connections_and_no_more(site: Site) -> None:
     pytest.fail("never answered again")
 
 
-FLOODS = {
-    "100,000 headers": b"GET / HTTP/1.1\r\nhost: localhost\r\n" + b"a: b\r\n" * 100_000 + b"\r\n",
-    "one header of 64 MB": b"GET / HTTP/1.1\r\nhost: localhost\r\na: " + b"x" * (64 << 20),
-    "a path of 64 MB": b"GET /" + b"x" * (64 << 20),
-    "empty lines": b"\r\n" * 1_000_000,
-    "a body of 64 MB": b"GET / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 67108864\r\n\r\n" + b"x" * (64 << 20),
-    "chunks": b"GET / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 100_000,
-    "many requests": b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n" * 10_000,
-    "both lengths": b"GET / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n"
-    b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-    "surrogates": b"GET /\xed\xa0\x80%ed%a0%80 HTTP/1.1\r\nhost: \xed\xa0\x80\r\n\r\n",
+HOST = b"host: localhost\r\n"
+GET = b"GET / HTTP/1.1\r\n" + HOST
+FLOODS = {  # the beginning, and what follows without end
+    "headers": (GET, b"a: b\r\n" * 10_000),
+    "one header": (GET + b"a: ", b"x" * 65536),
+    "a path": (b"GET /", b"x" * 65536),
+    "empty lines": (b"", b"\r\n" * 10_000),
+    "a body": (GET + b"content-length: 99999999999\r\n\r\n", b"x" * 65536),
+    "chunks": (GET + b"transfer-encoding: chunked\r\n\r\n", b"1\r\na\r\n" * 10_000),
+    "a chunk's extension": (GET + b"transfer-encoding: chunked\r\n\r\n1;a=", b"x" * 65536),
+    "requests": (b"", b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n" * 1000),
+    "two lengths": (GET + b"content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", b"x" * 65536),
+    "surrogates": (b"GET /\xed\xa0\x80%ed%a0%80 HTTP/1.1\r\nhost: \xed\xa0\x80\r\n\r\n", b"\xed\xa0\x80" * 20_000),
 }
 
 
 @pytest.mark.parametrize("what", FLOODS)
 async def test_a_flood_from_a_visitor_is_let_go(site: Site, what: str, caplog: pytest.LogCaptureFixture) -> None:
-    """It gets one answer at most, is not kept in memory, fills no log, and others are served meanwhile."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """It gets one answer at most, not much of it is taken, it fills no log, and others are served meanwhile."""
     reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    poured = 0
 
     async def pour() -> None:
+        nonlocal poured
+        first, part = FLOODS[what]
+        writer.write(first)
         with contextlib.suppress(ConnectionError):
-            for start in range(0, len(FLOODS[what]), 1 << 16):
-                writer.write(FLOODS[what][start : start + (1 << 16)])
+            while poured < 64 << 20:
+                writer.write(part)
                 await writer.drain()
+                await asyncio.sleep(0)
+                poured += len(part)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         pouring = asyncio.create_task(pour())
         assert (await site.get("/healthz")).status == 200
         answers = b""
@@ -192,7 +198,7 @@ async def test_a_flood_from_a_visitor_is_let_go(site: Site, what: str, caplog: p
         await asyncio.gather(pouring, return_exceptions=True)
     writer.close()
     assert answers.count(b"HTTP/1.1 ") <= 1
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 32
+    assert poured < 32 << 20  # the kernel's buffers hold some
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []  # below it is not shown
     assert (await site.get("/healthz")).status == 200
 

@@ -16,6 +16,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, Protocol
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -113,7 +114,9 @@ class _Guard:
                     *message["headers"],
                     *((n.lower().encode(), v.encode()) for n, v in more if n.lower().encode() not in present),
                 ]
-            await send(message)
+            # Whoever sent what is no HTTP after its request has been answered 400 already: no bug, and not to be logged.
+            with contextlib.suppress(h11.LocalProtocolError):
+                await send(message)
 
         if self._loopback and not self._local(scope):
             text = (
