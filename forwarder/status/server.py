@@ -114,9 +114,12 @@ class _Guard:
                     *message["headers"],
                     *((n.lower().encode(), v.encode()) for n, v in more if n.lower().encode() not in present),
                 ]
-            # Whoever sent what is no HTTP after its request has been answered 400 already: no bug, and not to be logged.
-            with contextlib.suppress(h11.LocalProtocolError):
+            # Whoever sent what is no HTTP after its request has been answered 400 already: that is no bug.
+            try:
                 await send(message)
+            except h11.LocalProtocolError:
+                while (await receive())["type"] != "http.disconnect":
+                    pass
 
         if self._loopback and not self._local(scope):
             text = (
