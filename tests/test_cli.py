@@ -311,6 +311,17 @@ async def buried(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(("validate", "-c", "none.toml"), 78), (("nonsense",), 64), (("spool", "ledger"), 78)]
+)
+async def test_an_error_that_cannot_be_written_is_in_the_exit_code(
+    tmp_path: Path, arguments: tuple[str, ...], code: int
+) -> None:
+    """A full disk under standard error changes nothing about what went wrong."""
+    finished = await call_shell('exec "$0" -m forwarder "$@" 2> /dev/full', *arguments, cwd=tmp_path)
+    assert finished.code == code
+
+
 async def test_the_ledger_tells_what_nobody_confirms(tmp_path: Path) -> None:
     """A Datadog agent acknowledges nothing: its `delivered` is what it was handed."""
     write_config(tmp_path, ["http://127.0.0.1:1"])

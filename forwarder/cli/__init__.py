@@ -1,6 +1,7 @@
 """The command line; thin. Exit codes are those of `errors.Exit`, documented in `--help` and docs/operations.md."""
 
 import asyncio
+import contextlib
 import errno
 import sys
 from importlib.metadata import version
@@ -38,10 +39,11 @@ def main() -> NoReturn:
     except click.exceptions.Abort:
         code = Exit.INTERRUPTED
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(OSError):  # as below
+            error.show()
         code = Exit.USAGE
     except ForwarderError as error:
-        click.echo(f"{PROGRAM}: {error}", err=True)
+        _complain(f"{PROGRAM}: {error}")
         code = error.exit_code
     except ReaderGone:
         code = Exit.OK
@@ -50,14 +52,20 @@ def main() -> NoReturn:
     except Exception as error:  # noqa: BLE001 - the last resort: say whose fault it is, and what to do
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             # Help and version, which click writes by itself; everything else goes through `say`.
-            click.echo(f"{PROGRAM}: standard output cannot be written: {error.strerror}", err=True)
+            _complain(f"{PROGRAM}: standard output cannot be written: {error.strerror}")
             code = Exit.OUTPUT
         else:
-            click.echo(trace_of(error), err=True)
-            click.echo(f"{PROGRAM}: this is a bug in litellm-forwarder; please report it with these lines", err=True)
+            _complain(trace_of(error))
+            _complain(f"{PROGRAM}: this is a bug in litellm-forwarder; please report it with these lines")
             code = Exit.BUG
     drop_unwritten()
     sys.exit(int(code or 0))
+
+
+def _complain(text: str) -> None:
+    """On standard error. Where that cannot be written either, the exit code is what is left to tell."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
 
 
 @cli.command()

@@ -62,11 +62,12 @@ def say(text: str, *, coloured: bool = False) -> None:
 
 def drop_unwritten() -> None:
     """Let the interpreter not try again, at exit, to write what could not be written."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def start(config_path: Path | None, log_format: logs.Format | None = None) -> Loaded:
