@@ -5,6 +5,7 @@ limit on the size of the agent's files, which is all that a full disk is to it.
 import contextlib
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,14 @@ def enter_namespace(module: str, arguments: Sequence[str]) -> None:
 
 def _mount(folder: Path) -> list[str]:
     return ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=0700", "torture", str(folder)]
+
+
+def remove(folder: Path) -> None:
+    """With what is mounted on `state` in it."""
+    if INSIDE in os.environ:
+        unmount = ["umount", "--lazy", str(folder / "state")]
+        subprocess.run(unmount, check=True, capture_output=True)
+    shutil.rmtree(folder)
 
 
 class Disk:
