@@ -1,9 +1,9 @@
 """The running agent against a fake proxy in a process of its own: start, memory, CPU.
 
     .venv/bin/python benchmarks/agent.py start     seconds from exec to the first delivered event
-    .venv/bin/python benchmarks/agent.py memory    MiB resident after 30 s of one target at default intervals
-    .venv/bin/python benchmarks/agent.py cpu       ms of CPU for each poll; 20 targets at 1 s, 30 s
-    .venv/bin/python benchmarks/agent.py disk      bytes of spool for each event that is not delivered; 5 targets, 20 s
+    .venv/bin/python benchmarks/agent.py memory    MiB resident after 15 s of one target at default intervals
+    .venv/bin/python benchmarks/agent.py cpu       ms of CPU for each poll; 20 targets at 1 s, 15 s
+    .venv/bin/python benchmarks/agent.py disk      bytes of spool for each event that is not delivered; 5 targets, 10 s
 
 Each prints one JSON object. The proxy has 20 deployments in the form of release 1.106.2.
 """
@@ -28,6 +28,7 @@ from program import agent, ledger, write_config
 
 STARTS = 7
 DEPLOYMENTS = 20
+WINDOW = 15  # seconds
 
 
 async def start(url: str) -> dict[str, object]:
@@ -56,7 +57,7 @@ async def memory(url: str) -> dict[str, object]:
         write_config(Path(name), [url])
         async with agent(Path(name)) as running:
             process = psutil.Process(running.process.pid)
-            await asyncio.sleep(30)
+            await asyncio.sleep(WINDOW)
             assert "litellm.healthy_models" in running.names()
             info = process.memory_full_info()
             return {"rss_mib": info.rss / 2**20, "uss_mib": info.uss / 2**20, "threads": process.num_threads()}
@@ -69,11 +70,11 @@ async def cpu(url: str) -> dict[str, object]:
             process = psutil.Process(running.process.pid)
             await asyncio.sleep(5)
             before, polls = process.cpu_times(), running.names().count("litellm.probe.success")
-            await asyncio.sleep(30)
+            await asyncio.sleep(WINDOW)
             after = process.cpu_times()
             polls = running.names().count("litellm.probe.success") - polls
             used = after.user + after.system - before.user - before.system
-            return {"polls": polls, "cpu_percent": used / 30 * 100, "cpu_ms_per_poll": used / polls * 1000}
+            return {"polls": polls, "cpu_percent": used / WINDOW * 100, "cpu_ms_per_poll": used / polls * 1000}
 
 
 async def disk(url: str) -> dict[str, object]:
@@ -85,7 +86,7 @@ async def disk(url: str) -> dict[str, object]:
         reading, writing = os.pipe()
         try:
             async with agent(folder, stdout=writing) as running:
-                await asyncio.sleep(20)
+                await asyncio.sleep(10)
                 running.signal(signal.SIGTERM)
                 await running.ended()
         finally:
