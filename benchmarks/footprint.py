@@ -26,7 +26,7 @@ STARTS: Final = 3
 PATIENCE: Final = 30.0  # seconds until a first delivery
 WARM: Final = 20.0  # seconds: the start, and a first reading of everything
 MANY: Final = 200
-WINDOW: Final = {1: 60.0, MANY: 45.0}  # seconds; multiples of the default intervals but that of /health
+WINDOW: Final = {1: 45.0, MANY: 30.0}  # seconds; multiples of the default intervals but that of /health
 
 
 async def start(url: str, receiver: Receiver) -> dict[str, Any]:

@@ -34,7 +34,8 @@ from http_support import nobody
 from program import agent
 
 TARGETS: Final = 10
-WARM: Final = 3.0  # seconds after the start that do not count: everything is read at once then
+POLL: Final = 0.1  # seconds
+WARM: Final = 2.0  # seconds after the first delivery that do not count: everything is read at once then
 KEY: Final = {"BENCH_KEY": "0123456789abcdef0123456789abcdef01234567"}
 # Of the third sink: which hangs, which refuses.
 BESIDE: Final = {
@@ -69,20 +70,23 @@ def configuration(proxy: str, names: int, sinks: dict[str, str]) -> str:
     return "\n".join(parts)
 
 
-async def delays(places: "Places", case: Case, folder: Path, turn: int, seconds: float) -> list[float]:
-    """Milliseconds, of every point that came within so many seconds."""
+async def delays(places: "Places", case: Case, folder: Path, turn: int, ready: asyncio.Barrier) -> list[float]:
+    """Milliseconds, of every point that came within `places.seconds` from when all are ready."""
     url = f"{places.receiver.url}/{case.name}"
     (folder / "config.toml").write_text(configuration(places.proxy, turn, {case.third: url, **case.beside}))
     async with agent(folder, env=KEY) as running:
+        while not (await places.receiver.told(f"/told?{case.name}"))[case.name]["delays"]:  # noqa: ASYNC110 - other processes
+            await asyncio.sleep(POLL)
+        await ready.wait()
         await asyncio.sleep(WARM)
         await places.receiver.told(f"/anew?{case.name}")
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(places.seconds)
         found = (await places.receiver.told(f"/anew?{case.name}"))[case.name]["delays"]
         assert running.process.returncode is None, running.err()
     return [delay * 1000 for delay in found]
 
 
-async def compare(places: "Places", third: str, rounds: int, seconds: float) -> dict[str, Any]:
+async def compare(places: "Places", third: str, rounds: int) -> dict[str, Any]:
     hanging, refusing = BESIDE[third]
     cases = [
         Case("alone", third, {}),
@@ -95,8 +99,9 @@ async def compare(places: "Places", third: str, rounds: int, seconds: float) -> 
             folder.mkdir()
         for turn in range(rounds):
             # Who reads when is decided by the names of the targets: each case has each set of names once.
+            ready = asyncio.Barrier(len(cases))
             working = (
-                delays(places, case, folder, (turn + number) % len(cases), seconds)
+                delays(places, case, folder, (turn + number) % len(cases), ready)
                 for number, (case, folder) in enumerate(zip(cases, folders, strict=True))
             )
             for case, one in zip(cases, await asyncio.gather(*working), strict=True):
@@ -131,11 +136,15 @@ def described(rounds: Sequence[Sequence[float]]) -> dict[str, float]:
 # --- what it is measured against ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class Places:
-    """Where everything is. `refusing`: by way of refusing."""
+    """Where everything is, and how long it is looked at. `refusing`: by way of refusing."""
 
-    def __init__(self, receiver: Receiver, proxy: str, hanging: str, refusing: dict[str, str]) -> None:
-        self.receiver, self.proxy, self.hanging, self.refusing = receiver, proxy, hanging, refusing
+    receiver: Receiver
+    seconds: float
+    proxy: str
+    hanging: str
+    refusing: dict[str, str]
 
 
 def stamped(_request: Request) -> Answer:
@@ -156,8 +165,8 @@ async def measure(rounds: int, seconds: float) -> dict[str, Any]:
     async with receiving() as receiver, child(__file__, "--serve") as said:
         proxy, hanging, failing = json.loads(said)
         with nobody() as closed:
-            places = Places(receiver, proxy, hanging, {"refused": closed, "503": failing})
-            return {third: await compare(places, third, rounds, seconds) for third in BESIDE}
+            places = Places(receiver, seconds, proxy, hanging, {"refused": closed, "503": failing})
+            return {third: await compare(places, third, rounds) for third in BESIDE}
 
 
 def main() -> None:

@@ -119,7 +119,7 @@ class Outage:
         bounds = config.spool
         self.path = config.agent.state_dir / "spool.db"
         self.spool = SqliteSpool(self.path, max_bytes=bounds.max_bytes, max_age=bounds.max_age, clock=self.clock)
-        self.intake = Intake(self.spool, {}, clock=self.clock)
+        self.intake = Intake(self.spool, {}, clock=self.clock, watch=self.count)
         self.process = psutil.Process()
         self.most_memory = self.most_disk = 0
         self.put = 0
@@ -171,9 +171,12 @@ class Outage:
         self.clock.tick()
 
     async def deliver(self, given: tuple[Batch, dict[str, bytes]]) -> None:
-        batch, state = given
+        assert await self.intake.put(*given)
+
+    def count(self, batch: Batch, stored: bool) -> None:
+        """Also what the intake tells about events that were lost."""
+        assert stored
         self.put += len(batch.events)
-        assert await self.intake.put(batch, state)
 
     def look(self) -> int:
         memory = int(self.process.memory_info().rss)

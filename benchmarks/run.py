@@ -170,14 +170,14 @@ def isolation() -> Iterator[tuple[str, Row]]:
 
 def outage() -> Iterator[tuple[str, Row]]:
     whole = measure("outage.py", "--proxies", "1", "--longest", "15")
-    small = measure("outage.py", "--proxies", "1", "--max-bytes", str(64 * 2**20))
+    small = measure("outage.py", "--proxies", "1", "--max-bytes", str(32 * 2**20))
     for what, found in (("", whole), (", limit too small", small)):
         day, drain = found["outage"], found["drain"]
         assert day["adds_up"]
         assert drain["adds_up"]
         memory = max(day["rss_most_mib"], drain["rss_most_mib"])
         dropped = max(day["dropped"].values())
-        script = "outage.py --proxies 1" + (" --max-bytes 67108864" if what else "")
+        script = "outage.py --proxies 1" + (" --max-bytes 33554432" if what else "")
         yield (
             script,
             Row(
@@ -200,7 +200,7 @@ def outage() -> Iterator[tuple[str, Row]]:
     most = max(each["most"] for each in small["drain"]["live_delay_s"].values())
     events = max(small["outage"]["pending"].values())
     text = f"{most:.0f} s, behind {events:,} events for each of three sinks"
-    yield "outage.py --proxies 1 --max-bytes 67108864", Row("the longest that a live event waited", text)
+    yield "outage.py --proxies 1 --max-bytes 33554432", Row("the longest that a live event waited", text)
 
 
 def main() -> None:
