@@ -5,16 +5,13 @@
                                                           the agent over OTLP/HTTP, vmagent over remote write
 
 Each prints one JSON object. The page has the families and labels of LiteLLM 1.106; from one reading to the next every
-third series grows. vmagent is looked for in $LITELLM_FORWARDER_SERVERS (a folder with usr/bin/vmagent), else on the
-PATH; without it its figures are absent.
+third series grows. vmagent is looked for as peers.py does; without it its figures are absent.
 """
 
 import asyncio
 import gzip
 import hashlib
 import json
-import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -22,6 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import peers
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -211,11 +209,6 @@ def peak_mib(pid: int) -> float:
     return next(float(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
 
 
-def vmagent_path() -> str | None:
-    folder = os.environ.get("LITELLM_FORWARDER_SERVERS")
-    return shutil.which("vmagent", path=f"{folder}/usr/bin" if folder else None)
-
-
 async def vmagent(url: str, program: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         host = url.removeprefix("http://")
@@ -251,7 +244,7 @@ async def deliver() -> dict[str, object]:
         kept = ", ".join(f'"{label}"' for label in PERSONAL_LABELS)
         found: dict[str, object] = {"everything": await ours(url, f", keep_labels = [{kept}]")}
         found["default_labels"] = await ours(url, "")
-        if program := vmagent_path():
+        if program := peers.program("vmagent"):
             found["vmagent"] = await vmagent(url, program)
         return found
     finally:
