@@ -118,7 +118,7 @@ class Outage:
         self.clock = Clock(now)
         bounds = config.spool
         self.path = config.agent.state_dir / "spool.db"
-        self.spool = SqliteSpool(self.path, max_bytes=bounds.max_bytes, max_age=bounds.max_age, clock=self.clock)
+        self.spool = SqliteSpool(self.path, max_bytes=bounds.room, max_age=bounds.max_age, clock=self.clock)
         self.intake = Intake(self.spool, {}, clock=self.clock, watch=self.count)
         self.process = psutil.Process()
         self.most_memory = self.most_disk = 0

@@ -183,7 +183,7 @@ def outage() -> Iterator[tuple[str, Row]]:
             Row(
                 f"a day without backends{what}: disk",
                 f"{day['disk_most_mib']:.0f} MiB; {dropped:,} of {day['events']:,} events dropped",
-                aim=f"{day['max_bytes_mib']:.0f} MiB and {max(16, day['max_bytes_mib'] / 10):.0f}",
+                aim=f"{day['max_bytes_mib']:.0f} MiB",
             ),
         )
         text = f"{memory:.0f} MiB ({day['rss_before_mib']:.0f} before)"

@@ -274,7 +274,7 @@ class Agent:
         self._describe()
         for poller in self.pollers:
             poller.describe(new.resource)
-        self.spool.bound(max_bytes=new.spool.max_bytes, max_age=new.spool.max_age)
+        self.spool.bound(max_bytes=new.spool.room, max_age=new.spool.max_age)
         if retell and self._telling is not None:
             self._telling.cancel()
             self._telling = self._watch(self._tell_of_itself)

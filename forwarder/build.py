@@ -21,7 +21,7 @@ SPOOL_FILE: Final = "spool.db"
 def build_spool(config: Config, *, owner: bool) -> SqliteSpool:
     """The configured spool, not yet opened. `owner`: this process holds the folder's lock."""
     path = config.agent.state_dir / SPOOL_FILE
-    return SqliteSpool(path, max_bytes=config.spool.max_bytes, max_age=config.spool.max_age, owner=owner)
+    return SqliteSpool(path, max_bytes=config.spool.room, max_age=config.spool.max_age, owner=owner)
 
 
 def spool_size(config: Config) -> int | None:

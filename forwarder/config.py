@@ -102,11 +102,20 @@ class Spool(Table):
     """What is kept on disk until every sink has it."""
 
     max_bytes: Annotated[int, Size("1MiB", "1000GiB")] = Field(
-        default=512 * 2**20, description="Size of the spool; past it the oldest events are dropped, and counted."
+        default=512 * 2**20,
+        description="Size of the spool, all its files together; past it the oldest events are dropped, and counted. "
+        "Below 16 MiB its log, of some 4 MiB, comes on top.",
     )
     max_age: Annotated[float, Duration("1m", "365d")] = Field(
         default=7 * 86400.0, description="Age past which events that could not be delivered are dropped, and counted."
     )
+
+    @property
+    def room(self) -> int:
+        """Of `max_bytes`, what batches may take: the rest is for tables, dead letters, what is remembered of targets,
+        and SQLite's log, which may grow to 16 MiB before it is cut.
+        """
+        return max(self.max_bytes // 2, self.max_bytes - self.max_bytes // 10 - 16 * 2**20)
 
 
 class Telemetry(Table):

@@ -9,16 +9,16 @@ from pathlib import Path
 from backends.sinks import ScriptedSink
 from spool_stores import Clock, batch
 
+from forwarder.config import Spool
 from forwarder.intake import Intake
 from forwarder.pump import Pump
 from forwarder.sinks.base import Limits, Retry
 from forwarder.spool.sqlite import SqliteSpool
 
-LIMIT = 2_000_000  # bytes of the spool
-ROOM = 8_000_000  # of its log, which is written back when it has 4 MB, and its tables
+BOUNDS = Spool(max_bytes=16 * 2**20)
 SINKS = ("otlp", "newrelic", "datadog")
 POLLS = 100  # at a time, every 15 seconds
-NOTE = "x" * 2000
+NOTE = "x" * 8000
 
 
 class SlowClock(Clock):
@@ -48,7 +48,7 @@ async def test_an_outage_of_all_sinks_keeps_the_bounds_and_the_books(tmp_path: P
     oldest make way, the same for every sink; the rest is delivered, in order, as soon as somebody takes it.
     """
     clock = SlowClock()
-    spool = SqliteSpool(tmp_path / "spool.db", max_bytes=LIMIT, clock=clock)
+    spool = SqliteSpool(tmp_path / "spool.db", max_bytes=BOUNDS.room, clock=clock)
     await spool.open()
     await spool.attach(SINKS)
     intake = Intake(spool, {}, clock=clock)
@@ -64,7 +64,7 @@ async def test_an_outage_of_all_sinks_keeps_the_bounds_and_the_books(tmp_path: P
             polls = [batch(number, note=NOTE) for number in range(put, put + POLLS)]
             assert all(await asyncio.gather(*(intake.put(poll) for poll in polls)))
             put += POLLS
-            assert size(tmp_path) < LIMIT + ROOM
+            assert size(tmp_path) <= BOUNDS.max_bytes
             for sink in sinks:
                 sink.calls.clear()
             memory.append(tracemalloc.get_traced_memory()[0])
@@ -75,7 +75,7 @@ async def test_an_outage_of_all_sinks_keeps_the_bounds_and_the_books(tmp_path: P
     for account in await spool.accounts():
         assert account.adds_up
         assert account.accepted >= put  # and what is told about those that were lost
-        assert account.pending * (len(NOTE) + 200) > LIMIT * 0.9
+        assert account.pending * (len(NOTE) + 200) > BOUNDS.room * 0.9
         assert account.dropped > put * 0.8
     for sink in sinks:
         sink.follow(())
