@@ -7,7 +7,7 @@ stores it with the batch, and **before** the call too, so that an agent that cra
 
 import re
 from datetime import UTC, date, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -46,6 +46,7 @@ class Account(msgspec.Struct, frozen=True, array_like=True):
     background: the proxy checks by itself; certain: it said so (speed alone is not certain);
     fast, slow: replies of that kind in a row; told: the day on which the operator was told that the budget is spent;
     booked: what the poll in flight, or the last one that was cut off, was taken to cost;
+    before, before_spent: the day from which the clock jumped far ahead, and what was spent on it, should it jump back;
     reported, reported_at: the total that the last stored point of litellm.probe.billed_calls said, and when (ns UTC).
     """
 
@@ -64,8 +65,11 @@ class Account(msgspec.Struct, frozen=True, array_like=True):
     reported: int = 0
     reported_at: int = 0
     booked: int = 0
+    before: str = ""
+    before_spent: int = 0
 
 
+_NEVER_LEFT: Final[dict[str, Any]] = {"before": "", "before_spent": 0}
 _codec: Final = Codec(Account, "a cost account")
 encode: Final = _codec.encode
 decode: Final = _codec.decode  # raises CodecError
@@ -97,16 +101,23 @@ def today(account: Account, now: int) -> Account:
     """The account with `spent` counting the UTC day of `now`.
 
     A clock that goes back neither gives the budget again nor lets a poll come early: the day stays until it is over,
-    and the interval begins anew. Only a day that is far off was never right, and is corrected, with what was spent.
+    and the interval begins anew. Only a day that is far off was never right, and is corrected, with what was spent on
+    it, and before it where the clock jumps back to the day from which it came.
     """
     if now < account.last:
         account = msgspec.structs.replace(account, last=now)
     today = datetime.fromtimestamp(now // 1_000_000_000, UTC).date()
     day = date.fromisoformat(account.day) if account.day else None
     if day is None or day < today:
-        return msgspec.structs.replace(account, day=today.isoformat(), spent=0)
+        far = day is not None and today - day > FAR_OFF
+        # Of several jumps ahead the first is the one that began on a right day.
+        spent = account.before_spent + account.spent if account.before else account.spent
+        kept = {"before": account.before or account.day, "before_spent": spent} if far else _NEVER_LEFT
+        return msgspec.structs.replace(account, day=today.isoformat(), spent=0, **kept)
     if day - today > FAR_OFF:
-        return msgspec.structs.replace(account, day=today.isoformat())
+        again = account.before and today <= date.fromisoformat(account.before)
+        spent = account.spent + (account.before_spent if again else 0)
+        return msgspec.structs.replace(account, day=today.isoformat(), spent=spent, **_NEVER_LEFT)
     return account
 
 

@@ -167,6 +167,30 @@ def test_a_day_far_off_is_corrected_with_what_was_spent() -> None:
     assert cost.today(cost.today(account, NOON), NOON + 86_400 * SECOND).spent == 0
 
 
+def test_a_clock_that_jumps_far_ahead_and_back_gives_no_second_budget() -> None:
+    """However often it does, and whatever is spent meanwhile; a day that is really new gives one."""
+    far = 30 * 86_400 * SECOND
+    account = msgspec.structs.replace(cost.today(Account(opened=1), NOON), spent=100)
+    for number in range(1, 5):
+        account = cost.today(account, NOON + number * far)
+        assert account.spent == 0
+        account = cost.today(msgspec.structs.replace(account, spent=7), NOON)
+        assert (account.day, account.spent) == ("2025-11-23", 100 + 7 * number)
+    for number in range(1, 5):
+        account = cost.today(account, NOON + number * far)
+    assert cost.today(account, NOON).spent == 128
+    assert cost.today(cost.today(account, NOON), NOON + 86_400 * SECOND).spent == 0
+
+
+def test_an_agent_that_was_off_for_days_has_a_new_budget() -> None:
+    """And keeps to it when the clock is then set back by hours."""
+    account = msgspec.structs.replace(cost.today(Account(opened=1), NOON), spent=100)
+    later = NOON + 5 * 86_400 * SECOND
+    account = cost.today(account, later)
+    assert account.spent == 0
+    assert cost.today(msgspec.structs.replace(account, spent=5), later - 86_400 * SECOND).spent == 5
+
+
 def test_an_empty_listing_makes_the_next_poll_no_cheaper_than_one_call() -> None:
     """Nor does a last poll that was cheap outweigh what model_info counts."""
     assert cost.expected(Account(opened=1, per_poll=0)) == 1
