@@ -83,9 +83,11 @@ def from_file(path: Path, label: str = "") -> Secret:
     return _checked(text.rstrip("\r\n"), label)
 
 
-def opened(path: Path) -> BinaryIO:
-    """A file to read. Raises OSError, also for what is no file: a pipe would be waited for, a device has no end."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+def opened(path: Path, *, links: bool = True) -> BinaryIO:
+    """A file to read. Raises OSError, also for what is no file: a pipe would be waited for, a device has no end; and
+    for a link, unless `links` may be followed.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW))
     kind = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(kind):
         os.close(descriptor)
@@ -96,13 +98,14 @@ def opened(path: Path) -> BinaryIO:
 
 
 def exposed(path: Path) -> bool:
-    """Whether every user of the machine may read the file. What a container is given is often so and seen by it alone:
-    Compose and Swarm mount secrets in /run/secrets, Kubernetes with a link `..data` beside them.
+    """Whether every user of the machine may read the file, and reach it. What a container is given is often so and
+    seen by it alone: Compose and Swarm mount secrets in /run/secrets, Kubernetes with a link `..data` beside or above.
     """
     try:
-        if not path.stat().st_mode & stat.S_IROTH or (path.parent / "..data").is_symlink():
+        if not path.stat().st_mode & stat.S_IROTH or any((each / "..data").is_symlink() for each in path.parents):
             return False
-        return not path.parent.resolve().is_relative_to("/run/secrets")
+        folders = path.resolve().parents
+        return Path("/run/secrets") not in folders and all(each.stat().st_mode & stat.S_IXOTH for each in folders)
     except (OSError, ValueError):
         return False
 

@@ -77,8 +77,9 @@ async def test_a_wrong_configuration(tmp_path: Path) -> None:
     }
 
 
-async def test_files_and_folders(tmp_path: Path) -> None:
+async def test_files_and_folders(reachable: Path) -> None:
     """A key that everybody may read, and a state folder that cannot be one."""
+    tmp_path = reachable
     async with FakeLiteLLM(key="sk-CANARY-KEY") as proxy:
         key = tmp_path / "key"
         key.write_text("sk-CANARY-KEY\n")

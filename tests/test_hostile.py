@@ -308,8 +308,9 @@ async def test_a_page_of_very_many_series_is_capped_counted_and_told(tmp_path: P
 # --- neighbours on the machine ---------------------------------------------------------------------------------------
 
 
-async def test_a_secret_that_everybody_may_read_is_told_by_validate_and_run(tmp_path: Path) -> None:
+async def test_a_secret_that_everybody_may_read_is_told_by_validate_and_run(reachable: Path) -> None:
     """Once, with the file and the fix, and without the secret. It is no failure."""
+    tmp_path = reachable
     key = tmp_path / "key"
     key.write_text(KEY)
     async with FakeLiteLLM(key=KEY) as proxy:

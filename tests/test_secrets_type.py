@@ -161,17 +161,25 @@ def test_no_more_of_a_file_is_read_than_a_secret_may_have(tmp_path: Path) -> Non
         tracemalloc.stop()
 
 
-def test_a_file_that_every_user_may_read_is_exposed(tmp_path: Path) -> None:
+def test_a_file_that_every_user_may_read_is_exposed(reachable: Path) -> None:
     """Where it lies in a container's mount of secrets, only the container sees it, whatever its mode."""
-    path = tmp_path / "key"
+    path = reachable / "key"
     assert not exposed(path)
     path.write_text("x")
     for mode, is_exposed in ((0o600, False), (0o640, False), (0o644, True), (0o604, True), (0o444, True)):
         path.chmod(mode)
         assert exposed(path) == is_exposed
-    volume = tmp_path / "volume"  # as Kubernetes lays it out
+    reachable.chmod(0o700)  # who cannot enter the folder cannot read what is in it
+    assert not exposed(path)
+    reachable.chmod(0o755)
+    assert exposed(path)
+    volume = reachable / "volume"  # as Kubernetes lays it out
     (volume / "..2026").mkdir(parents=True)
     (volume / "..2026" / "key").write_text("x")
     (volume / "..data").symlink_to("..2026")
     (volume / "key").symlink_to("..data/key")
     assert not exposed(volume / "key")
+    (volume / "..2026" / "sub").mkdir()
+    (volume / "..2026" / "sub" / "key").write_text("x")
+    (volume / "sub").symlink_to("..data/sub")
+    assert not exposed(volume / "sub" / "key")
