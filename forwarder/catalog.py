@@ -426,8 +426,9 @@ The families of the proxy's metrics page go on under their own names, counters w
   its quantiles gauges with a `quantile`. Everything else is a gauge. With `buckets = false` a histogram is two sums.
 - Attributes are the labels. Dropped are those that identify people, their keys and upstreams ({personal};
   `keep_labels` asks for them), those of `drop_labels`, and those without a value: empty, or LiteLLM's `None`.
-- In what is left, user names, passwords and queries are cut out of URLs, keys (`sk-…`, `Bearer …`) are masked, control
-  characters replaced, and values cut at 200 characters.
+- In what is left, user names, passwords and queries are cut out of URLs; what looks like a key is masked (`sk-…`,
+  `Bearer …`, those of well-known services, `user:password@`, `key=…`), control characters are replaced, and values cut
+  at 200 characters. A secret that looks like no key, in a label that goes on, is not recognised: `drop_labels`.
 - Series that coincide without their labels become one: sums and histograms add up; of gauges the greatest goes on, or
   the least where the name says `remaining`.
 - A gauge that is NaN or infinite is absent. Points carry the time of the reading; the page's timestamps and exemplars

@@ -350,6 +350,11 @@ def _proxy_url(value: object) -> str | None:
     return url
 
 
+def agent_url(value: str) -> str:
+    """Where a running agent answers. Raises PydanticCustomError."""
+    return _url(value, "it asks for none")
+
+
 def otlp_url(value: object) -> str:
     url = _url(value, "use username and password, or token")
     if url.endswith(("/v1/metrics", "/v1/logs", "/v1/traces")):

@@ -51,7 +51,7 @@ class Instance:
 
     def _kept(self) -> str | None:
         try:
-            with opened(self._path) as file:
+            with opened(self._path, links=False) as file:
                 text = file.read(100).decode("ascii", "replace").strip()
         except FileNotFoundError:
             return None

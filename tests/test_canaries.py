@@ -33,6 +33,8 @@ ENV = {
         "NEW_RELIC_LICENSE_KEY", "NEW_RELIC_INSERT_KEY", "AWS_SECRET_ACCESS_KEY", "DATABASE_URL", "LITELLM_API_KEY",
     )
 } | {
+    "GRPC_VERBOSITY": "DEBUG",
+    "GRPC_TRACE": "all",
     "HTTPS_PROXY": f"http://u:{canary('proxy')}@127.0.0.1:9",
     "HTTP_PROXY": f"http://u:{canary('proxy')}@127.0.0.1:9",
     "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{canary('otel')}",

@@ -173,6 +173,10 @@ async def test_where_no_agent_answers(tmp_path: Path) -> None:
     write_config(tmp_path, ["http://127.0.0.1:1"], listen="127.0.0.1:0")
     assert "--url" in (await call("status", cwd=tmp_path)).err
     assert (await call("status", "--url", "ftp://x", cwd=tmp_path)).code == 64
+    for secret in ("http://u:sk-CANARY@127.0.0.1:1", "http://127.0.0.1:1/?k=CANARY"):
+        for command in ("status", "alive"):
+            finished = await call(command, "--url", secret, cwd=tmp_path)
+            assert (finished.code, "CANARY" in finished.err) == (64, False)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,14 @@ def test_a_folder_that_cannot_be_used_is_told_with_the_fix(tmp_path: Path) -> No
         opened(tmp_path)
 
 
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    """What it leads to would be sent to every backend."""
+    (tmp_path / "key").write_text("hf_CANARYabcdefghij1234")
+    (tmp_path / FILE).symlink_to(tmp_path / "key")
+    with pytest.raises(StateFolderError, match="instance: Too many levels of symbolic links"):
+        opened(tmp_path)
+
+
 def test_making_one_does_no_io_and_asking_too_early_is_a_bug(tmp_path: Path) -> None:
     """Sinks are built before the state folder is there."""
     with pytest.raises(RuntimeError):

@@ -155,3 +155,10 @@ def test_a_state_folder_is_made_for_its_user_alone(tmp_path: Path) -> None:
         os.umask(before)
     assert (tmp_path / "state").stat().st_mode & 0o077 == 0
     assert (tmp_path / "state" / "spool.db").stat().st_mode & 0o077 == 0
+
+
+def test_a_file_that_is_in_the_way_is_named(tmp_path: Path) -> None:
+    """The folder is right; it is the file in it that root made, say, by running a command once."""
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(StateFolderError, match=r"cannot use \S+/lock: Is a directory. Give it to this user \(chown\)"):
+        StateLock(tmp_path).acquire()

@@ -74,6 +74,27 @@ def test_secrets_instead_of_words(captured: Capture) -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        (f"openai/sk-{CANARY}1234", "openai/sk-***"),
+        (f"azure/h?api-key=sk-{CANARY}4", "azure/h"),
+        (f"azure/u:{CANARY}@h", "azure/***@h"),
+        ("openai/gpt-4o:free", "openai/gpt-4o:free"),
+        ("vertex_ai/claude-3-5-sonnet@20240620", "vertex_ai/claude-3-5-sonnet@20240620"),
+        ("bedrock/anthropic.claude-3-sonnet-20240229-v1:0", "bedrock/anthropic.claude-3-sonnet-20240229-v1:0"),
+        ("ollama/hf.co/bartowski/Llama-3.2-1B:Q4_K_M", "ollama/hf.co/bartowski/Llama-3.2-1B:Q4_K_M"),
+    ],
+)
+def test_a_key_in_the_name_of_a_model_is_masked(model: str, shown: str) -> None:
+    """People put keys into the strangest places; names without any stay as they are."""
+    entry = {"model": model, "model_id": f"sk-{CANARY}1234"}
+    body = json.dumps({"healthy_endpoints": [entry], "unhealthy_endpoints": []}).encode()
+    reading = normalize("health", Reply(NOW, 0.1, 200, content_type="application/json", body=body), keyed=True)
+    assert [each.model for each in reading.deployments or ()] == [shown]
+    assert CANARY.encode() not in _made_of(reading)
+
+
+@pytest.mark.parametrize(
     "body",
     [
         f"<html>{CANARY}</html>",

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Final
 
 import click
+from pydantic_core import PydanticCustomError
 
 from forwarder.cli.common import PROGRAM, config_option, json_option, listen, load, say
+from forwarder.config_values import agent_url
 from forwarder.errors import ConfigError, Exit
 from forwarder.status import client
 from forwarder.status.client import NoAgentError
@@ -93,9 +95,10 @@ def _asked(config_path: Path | None, url: str | None) -> tuple[str, str]:
     if url is None:
         agent = load(config_path, secrets=False).agent
         return client.base_url(agent.listen), client.state_folder(agent)
-    if not url.startswith(("http://", "https://")):
-        raise click.UsageError("--url must begin with http:// or https://")
-    return url, ""
+    try:
+        return agent_url(url), ""
+    except PydanticCustomError as error:
+        raise click.UsageError(f"--url {error.message()}") from None
 
 
 # --- again and again ----------------------------------------------------------------------------------------------

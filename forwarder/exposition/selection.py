@@ -9,6 +9,7 @@ from typing import Final
 from forwarder.catalog import PERSONAL_LABELS
 from forwarder.events import Attributes
 from forwarder.exposition.syntax import Labels
+from forwarder.normalize.reading import masked
 from forwarder.normalize.reading import name as clean_name
 
 # By label the pattern (`*`, `?`, `[…]`) that its value has: all of them must fit. A label that is not there is "", as
@@ -24,7 +25,6 @@ PROBES: Final[tuple[Matcher, ...]] = tuple(
 _MISSING: Final = frozenset({"", "None"})
 # From `://` on, not from the scheme: a value of 64 KiB letters would be searched from each of them, for seconds.
 _URL: Final = re.compile(r"://(?:\S*@)?([^?#\s]*)(?:[?#]\S*)?")
-_KEY: Final = re.compile(r"(?<![A-Za-z])(sk-|Bearer\s+)[A-Za-z0-9._~+/=-]{4,}", re.IGNORECASE)
 _CACHED: Final = 1024  # characters
 
 
@@ -93,7 +93,7 @@ def _fits(matchers: _Compiled, labels: Mapping[str, str]) -> bool:
 def _clean(value: str) -> str | None:
     if "://" in value:
         value = _URL.sub(r"://\1", value)
-    return clean_name(_KEY.sub(r"\1***", value))
+    return clean_name(masked(value))
 
 
 @lru_cache(maxsize=16_384)  # a page has few values, many times each

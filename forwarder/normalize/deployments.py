@@ -28,7 +28,7 @@ from forwarder import catalog
 from forwarder.codec import Codec
 from forwarder.events import Metric
 from forwarder.normalize.failure import failure
-from forwarder.normalize.reading import Deployment, Reading, name
+from forwarder.normalize.reading import Deployment, Reading, masked, name
 
 MAX_LISTED: Final = 5_000  # deployments per reply that become events; a proxy beyond this is misconfigured or hostile
 _MAX_ID: Final = 180  # characters, so that an occurrence number still fits into a name
@@ -80,7 +80,7 @@ def names(configured: Sequence[object]) -> dict[str, str]:
     found: dict[str, str] = {}
     ambiguous: set[str] = set()
     for item in configured:
-        if not isinstance(item, dict) or (public := name(item.get("model_name"))) is None:
+        if not isinstance(item, dict) or (public := name(masked(str(item.get("model_name") or "")))) is None:
             continue
         parameters, info = item.get("litellm_params"), item.get("model_info")
         fields = parameters if isinstance(parameters, dict) else {}
@@ -149,16 +149,19 @@ def age(moment: object, time: int) -> float | None:
 
 
 def model_name(value: object) -> str | None:
-    """The model, cleaned. A model that is a URL (`huggingface/https://…`) is cut there: that is an API base."""
+    """The model, cleaned. A model that is a URL (`huggingface/https://…`) is cut there: that is an API base. So is one
+    with a query, which no model has; and what looks like a key is masked.
+    """
     model = name(value, limit=10_000)
     if model and "://" in model:
         model = model.partition("://")[0] + "://..."
-    return name(model)
+    return name(masked(model.partition("?")[0])) if model else None
 
 
 def deployment_id(value: object) -> str | None:
-    """The proxy's `model_id`, cleaned; None when it gives none."""
-    return name(value, limit=_MAX_ID)
+    """The proxy's `model_id`, cleaned; None when it gives none, or one that holds a key."""
+    found = name(value, limit=_MAX_ID)
+    return found if found and masked(found) == found else None
 
 
 def _entry(item: object, up: bool) -> _Entry | None:

@@ -28,6 +28,15 @@ Endpoint = Literal[
 ]
 
 MAX_NAME: Final = 200  # characters; the shortest limit of the backends (Datadog tags)
+# What keys look like, wherever they were pasted: OpenAI's and LiteLLM's, Stripe's, Google's, Hugging Face's, GitHub's,
+# Slack's, Grafana's, AWS' and New Relic's; schemes of the Authorization header; passwords and parameters of URLs.
+_KEY: Final = re.compile(
+    r"(?<![A-Za-z])(sk[-_]|Bearer[\s:]+)[A-Za-z0-9._~+/=-]{4,}"
+    r"|(?<![A-Za-z])(Basic\s+|AIza|hf_|gh[opsur]_|github_pat_|xox[abprs]-|glc_|glsa_|AKIA|NRAK-)[A-Za-z0-9._~+/=-]{12,}"
+    r"|([?&;](?:api[-_]?key|key|token|sig|signature|secret|password|auth)=)[^&;\s]+",
+    re.IGNORECASE,
+)
+_LOGIN: Final = re.compile(r"(?<![\w.-])[\w.-]{1,64}:[^\s/@:]{1,200}@(?=[\w[])")
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -39,6 +48,12 @@ def name(value: object, limit: int = MAX_NAME) -> str | None:
         return None
     text = _UNPRINTABLE.sub("_", value[: limit + 1]).strip()
     return text[:limit] or None
+
+
+def masked(text: str) -> str:
+    """The text without what looks like a key or a log-in."""
+    text = _KEY.sub(lambda found: f"{found[1] or found[2] or found[3]}***", text)
+    return _LOGIN.sub("***@", text) if "@" in text else text
 
 
 class Deployment(msgspec.Struct, frozen=True):

@@ -110,6 +110,9 @@ def _trusted(found: os.stat_result) -> bool:
 
 def unusable(folder: Path, error: OSError) -> str:
     """The message of a StateFolderError: what, where and how to fix it."""
+    name = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else folder
+    if name.parent == folder:  # the folder is right, and a file in it is not
+        return f"cannot use {name}: {error.strerror or error}. Give it to this user (chown), or move it away"
     return (
         f"cannot use the state folder {folder}: {error.strerror or error}. "
         "Make it a folder that this user may write, or set state_dir in [agent] to another one"

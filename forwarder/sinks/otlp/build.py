@@ -1,6 +1,7 @@
 """From the configuration to the sink. Reads certificates; grpc is loaded only where it is asked for."""
 
 import logging
+import os
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -23,6 +24,9 @@ def build(name: str, config: OtlpSink, instance: Callable[[], str]) -> Sink:
         context = tls_context(config.ca_file, config.client_cert, config.client_key)
         poster = Poster(config.endpoint, config.request_headers(), context, proxy=config.proxy)
         return OtlpHttp(name, poster, instance, compress=compress, changes=config.changes, max_age=config.oldest)
+    # The library reads them when it is loaded, and would write whole headers, keys among them, to standard error.
+    for variable in ("GRPC_VERBOSITY", "GRPC_TRACE"):
+        os.environ.pop(variable, None)
     from forwarder.sinks.otlp.grpc import OtlpGrpc, tls
 
     parts = urlsplit(config.endpoint)
