@@ -80,7 +80,7 @@ def names(configured: Sequence[object]) -> dict[str, str]:
     found: dict[str, str] = {}
     ambiguous: set[str] = set()
     for item in configured:
-        if not isinstance(item, dict) or (public := name(masked(str(item.get("model_name") or "")))) is None:
+        if not isinstance(item, dict) or (public := _public(item.get("model_name"))) is None:
             continue
         parameters, info = item.get("litellm_params"), item.get("model_info")
         fields = parameters if isinstance(parameters, dict) else {}
@@ -156,6 +156,11 @@ def model_name(value: object) -> str | None:
     if model and "://" in model:
         model = model.partition("://")[0] + "://..."
     return name(masked(model.partition("?")[0])) if model else None
+
+
+def _public(value: object) -> str | None:
+    """What clients call it, cleaned."""
+    return name(masked(value)) if isinstance(value, str) else None
 
 
 def deployment_id(value: object) -> str | None:
