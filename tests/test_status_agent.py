@@ -65,6 +65,21 @@ async def test_what_it_says_is_true(tmp_path: Path) -> None:
             assert target.healthy_ratio < 1
 
 
+@pytest.mark.parametrize("key", ["sk-wrong", None])
+async def test_a_key_that_is_refused_is_not_all_well(tmp_path: Path, key: str | None) -> None:
+    """The proxy is alive and ready, which needs no key; but whether its deployments are well nobody knows."""
+    async with FakeLiteLLM("1.80.17", key="sk-CANARY-KEY") as proxy:
+        write_config(tmp_path, [proxy.url], TARGET if key else 'interval = "1s"', listen="127.0.0.1:0")
+        async with agent(tmp_path, env={"KEY": key} if key else {}) as running:
+            site = await site_of(running)
+            view = await until(running, site, lambda v: v.targets[0].state == "healthy" and v.summary)
+            why = "the key was refused" if key else "the proxy wants a key and none is configured"
+            assert view.summary[0].startswith(f"proxy t0: {why}")
+            assert view.targets[0].reason.startswith(f"alive and ready, but {why}")
+            finished = await call("status", "--url", site.url, cwd=tmp_path)
+            assert (finished.code, finished.out.partition("  ")[0]) == (1, "DEGRADED")
+
+
 async def test_a_taken_port_does_not_stop_the_agent(tmp_path: Path) -> None:
     """It polls and delivers; the log says what to do about the page."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -84,7 +84,17 @@ def _about_targets(targets: Sequence[view.Target]) -> list[str]:
             said.append(f"proxy {names[0]} is {state}")
         elif names:
             said.append(f"{len(names)} of {len(targets)} proxies are {state}")
+    refused = {target.name: why for target in targets if (why := _refused(target.endpoints))}
+    if len(refused) > 1:
+        said.append(f"{len(refused)} of {len(targets)} proxies refuse the key, or want one")
+    else:
+        said += [f"proxy {name}: {why}" for name, why in refused.items()]
     return said
+
+
+def _refused(endpoints: Sequence[view.Endpoint]) -> str:
+    """Why a proxy that is well shows nothing of its deployments; empty where it is not the key."""
+    return next((each.detail for each in endpoints if each.error == "auth"), "")
 
 
 def _about_sinks(sinks: Sequence[Sink]) -> list[str]:
@@ -100,6 +110,8 @@ def _about_sinks(sinks: Sequence[Sink]) -> list[str]:
 def _target(watched: Watched, now: int) -> view.Target:
     history, said = watched.history, watched.seen.said
     history.look(now)
+    endpoints = tuple(_endpoint(e, watched.seen, now) for e in watched.endpoints)
+    refused = _refused(endpoints)
     listing = _listing(history, said, now)
     dependencies = history.dependencies(now)
     slices = history.slices(now)
@@ -109,7 +121,7 @@ def _target(watched: Watched, now: int) -> view.Target:
         name=watched.target.name,
         url=watched.target.url,
         state="unknown" if history.seen is None else history.state,
-        reason=_reason(history, {e: each.reading for e, each in said.items() if now <= each.until}, now),
+        reason=_reason(history, {e: each.reading for e, each in said.items() if now <= each.until}, now, refused),
         since=None if history.seen is None else moment(history.since),
         seen=None if history.seen is None else moment(history.seen),
         version=history.version,
@@ -118,7 +130,7 @@ def _target(watched: Watched, now: int) -> view.Target:
             for name, up in sorted(dependencies.items(), key=lambda item: (item[1], item[0]))
         ),
         listing=listing,
-        endpoints=tuple(_endpoint(e, watched.seen, now) for e in watched.endpoints),
+        endpoints=endpoints,
         cost=_cost(watched, now) if "health" in watched.endpoints else None,
         slice_seconds=SLICE // 1_000_000_000,
         history=tuple(
@@ -130,8 +142,8 @@ def _target(watched: Watched, now: int) -> view.Target:
     )
 
 
-def _reason(history: History, fresh: Mapping[Endpoint, Reading], now: int) -> str:
-    """One clause: what the state rests on."""
+def _reason(history: History, fresh: Mapping[Endpoint, Reading], now: int, refused: str) -> str:
+    """One clause: what the state rests on, and what keeps more from being known."""
     liveliness, readiness = fresh.get("liveliness"), fresh.get("readiness")
     if liveliness is None:
         return "not read lately" if history.latest else "not read yet"
@@ -145,6 +157,8 @@ def _reason(history: History, fresh: Mapping[Endpoint, Reading], now: int) -> st
     if failing := history.failing(now):
         wrong.append("1 deployment fails" if failing == 1 else f"{failing:,} deployments fail")
     wrong += [f"{name} is disconnected" for name, up in history.dependencies(now).items() if not up]
+    if refused:
+        wrong.append(refused)
     return "alive and ready" + (", but " + " and ".join(wrong) if wrong else "")
 
 
