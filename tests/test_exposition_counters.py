@@ -1,6 +1,7 @@
 """Deltas, resets and restarts: what grew between two readings, never more and never less."""
 
 import math
+from collections.abc import Mapping
 
 import msgspec
 import pytest
@@ -427,3 +428,79 @@ def test_a_histogram_of_thousands_of_buckets_is_malformed() -> None:
     buckets = {str(n): 1.0 for n in range(1001)} | {"+Inf": 1.0}
     assert reader.read((HISTOGRAM + histogram(buckets, 1)).encode()) == []
     assert reader.page.malformed == 1
+
+
+# --- histograms whose buckets change ---------------------------------------------------------------------------------
+
+OLD: dict[str, float] = {"0.1": 1, "1.0": 3, "+Inf": 4}
+CHANGES: dict[str, dict[str, float]] = {
+    "one is gone": {"1.0": 3, "+Inf": 5},
+    "others": {"0.5": 1, "2.0": 3, "+Inf": 5},
+    "one more": {"0.1": 1, "0.5": 2, "1.0": 3, "+Inf": 5},
+}
+
+
+def buckets(counts: Mapping[str, float], labels: str = "", began: float | None = BEGAN) -> bytes:
+    return page({}, began=began, more=HISTOGRAM + histogram(counts, 5.5, labels))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("agent_restarts", [False, True])
+def test_a_histogram_with_other_buckets_comes_back(change: str, agent_restarts: bool) -> None:
+    """The proxy began anew, as another release: with the second reading at the latest it is there, counts since the
+    new start, and no growth is claimed that was not seen.
+    """
+    reader = Reader()
+    reader.read(buckets(OLD))
+    reader.read(buckets(OLD))
+    began = reader.now / SECOND + 1
+    reader.read(buckets(CHANGES[change], began=began))
+    if agent_restarts:
+        reader = reader.restarted()
+    (point,) = reader.read(buckets(CHANGES[change], began=began))
+    assert point.histogram is not None
+    assert (point.histogram.count, point.start_time) == (5, int(began * SECOND))
+    grown = {**CHANGES[change], "+Inf": 7}
+    (point,) = reader.read(buckets(grown, began=began))
+    assert point.delta is not None
+    assert point.delta.histogram is not None
+    assert point.delta.histogram.count == 2
+
+
+def test_without_a_start_of_the_process_a_missing_bucket_is_believed_the_second_time() -> None:
+    """A page that was cut by damage once is not another release: what the histogram grew by meanwhile is not lost."""
+    reader = Reader()
+    reader.read(buckets(OLD, began=None))
+    assert reader.read(buckets({"1.0": 4, "+Inf": 5}, began=None)) == []
+    (point,) = reader.read(buckets({"0.1": 1, "1.0": 5, "+Inf": 6}, began=None))
+    assert point.delta is not None
+    assert point.delta.histogram is not None
+    assert point.delta.histogram.count == 2
+    for _ in range(2):
+        assert reader.read(buckets({"1.0": 5, "+Inf": 7}, began=None)) == []
+    (point,) = reader.read(buckets({"1.0": 5, "+Inf": 8}, began=None))
+    assert point.histogram is not None
+    assert (point.histogram.count, point.delta) == (8, None)
+
+
+def test_other_series_go_on_while_one_has_other_buckets() -> None:
+    """Their growth is as ever."""
+    reader = Reader()
+    later = reader.now / SECOND + 31
+    for count, more in ((1, OLD), (2, OLD)):
+        reader.read(page({"": count}, began=BEGAN, more=HISTOGRAM + histogram(more, 5.5)))
+    new = HISTOGRAM + histogram({"1.0": 3, "+Inf": 5}, 5.5)
+    assert deltas(reader.read(page({"": 1}, began=later, more=new))) == [1.0]
+    assert deltas(reader.read(page({"": 4}, began=later, more=new))) == [3.0]
+
+
+def test_a_series_that_coincides_with_an_old_one_of_other_buckets_comes_through() -> None:
+    """Who asks is dropped, so that both are one histogram; the old one is not on the page any more."""
+    reader = Reader()
+    for _ in range(2):
+        reader.read(buckets(OLD, 'user="a"'))
+    began = reader.now / SECOND + 1
+    reader.read(buckets({"1.0": 3, "+Inf": 5}, 'user="b"', began))
+    (point,) = reader.read(buckets({"1.0": 3, "+Inf": 5}, 'user="b"', began))
+    assert point.histogram is not None
+    assert point.histogram.count == 5

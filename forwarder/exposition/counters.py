@@ -75,6 +75,7 @@ class Counters:
         self.now = 0  # ns, of the reading that is observed
         self.time = 0  # ns, of the last reading; 0: none
         self.process = NAN  # its process_start_time_seconds
+        self._moved = False  # whether it was another than before in the last reading
         self.last = array("d")  # its numbers, by the places of the page
         self.mixed = False
         self.history: deque[bool] = deque(maxlen=LOOKED_BACK)  # which readings contradicted the one before
@@ -91,6 +92,8 @@ class Counters:
         self.next = self.last
         self.starts: list[tuple[Output, int, Numbers]] = []
         self._generation = page.generation
+        self._partial: list[Member] = []  # histograms that this reading has, without all of their buckets
+        self._partial_before: set[bytes] = set()
         self.strange = False  # this reading contradicts the last
 
     # --- a reading ------------------------------------------------------------------------------------------------
@@ -103,6 +106,7 @@ class Counters:
         self._recall()
         since = self._since()
         self.strange = self._returned(since)
+        self._partial = []
         self.starts = []
         self.next = array("d", page.values)
         withhold = self.mixed or since is Since.ANOTHER
@@ -131,6 +135,7 @@ class Counters:
         if process == process:  # noqa: PLR0124 - not NaN
             if process not in self.processes:
                 self.processes.append(process)
+            self._moved = process != self.process
             self.process = process
         self.capped = self.page.capped > 0
         self.trusted = not self.capped
@@ -139,6 +144,7 @@ class Counters:
         if self.turned is not None:
             self.mixed = self.turned
             self.history.clear()
+        self._forget_old_buckets()
         self._forget()
 
     def _judge(self) -> None:
@@ -153,19 +159,33 @@ class Counters:
         """Series that have been gone for long, once there are many of them or others wait for their room."""
         page = self.page
         gone = [member for member in page.members.values() if self.now - member.seen > FORGET_AFTER]
-        if not gone or not (page.capped or len(gone) > 100 + len(page.members) // 10):
-            return
+        if gone and (page.capped or len(gone) > 100 + len(page.members) // 10):
+            self._drop(gone)
+
+    def _forget_old_buckets(self) -> None:
+        """Histograms that have other buckets now, so that they can come back as new ones. One that lacks a bucket may
+        have been cut by damage: that is believed where the process is another one, or when it is so again.
+        """
+        twice = self._partial_before
+        self._partial_before = {member.digest for member in self._partial}
+        changed = [member for member in self._partial if self._moved or member.digest in twice]
+        if gone := list({member.digest: member for member in (*self.page.outdated, *changed)}.values()):
+            self._drop(gone)
+
+    def _drop(self, gone: Sequence[Member]) -> None:
+        """They are not known any more. What they came to stays in the total of those they coincided with."""
         for member in gone:
             numbers = self.last[member.at : member.at + member.size]
             if len(member.output.members) > 1 and member.output.kind != "gauge" and numbers[0] >= 0:
                 member.output.base = _sum(member.output.base, numbers)
-        self.last = page.drop(gone, self.last)
+        self.last = self.page.drop(gone, self.last)
         self.trusted = False
 
     def _recall(self) -> None:
         """Give the numbers of the last run to the series that carry on."""
         page = self.page
         self.last.extend([NAN] * (len(page.values) - len(self.last)))
+        rebuilt: set[bytes] = set()  # outputs with other buckets than they had: they begin anew
         for key, (numbers, created, into) in self.remembered.items():
             member = page.members.get(key)
             if member is None:  # gone meanwhile; the total of those it coincided with does not fall
@@ -176,8 +196,10 @@ class Counters:
                 self.last[member.at : member.at + member.size] = array("d", numbers)
                 if member.created:
                     self.last[member.created] = created
+            else:
+                rebuilt.add(into)
         for output in page.outputs.values():
-            if output.digest in self.began:
+            if output.digest in self.began and output.digest not in rebuilt:
                 output.start, output.base = self.began[output.digest]
         self.remembered, self.began = {}, {}
 
@@ -236,6 +258,8 @@ class Counters:
                 self._carry(member, since)
                 if not all(map(math.isnan, numbers)):  # it is on the page
                     self.malformed += 1
+                    if output.kind == "histogram" and numbers[-2] >= 0 and any(map(math.isnan, numbers[:-2])):
+                        self._partial.append(member)
                     if not known:
                         self.next[member.at] = UNSOUND
                 total = _sum(total, before) if known else total

@@ -99,6 +99,9 @@ class Page:
         self._created: dict[bytes, int] = {}
         self._changed = False
         self.kept = 0
+        self.outdated: list[
+            Member
+        ] = []  # which the last page has no more, and others in their place, with other buckets
         self.generation += 1
         self._forget_lines()
 
@@ -125,6 +128,7 @@ class Page:
     def _read(self, body: bytes) -> None:
         values = self.values = array("d", (NAN,)) * len(self.values)
         self.bad_lines = self.malformed = self.lines = 0
+        self.outdated = []
         self.capped = self._known_capped
         self._asking: set[bytes] = set()  # outputs that there are not yet
         new: dict[bytes, _New] = {}
@@ -293,6 +297,8 @@ class Page:
             self.outputs[series.output] = output
             self.kept += cost
         elif output.bounds != bounds or output.kind != series.kind:
+            if not any(self.values[member.at + member.size - 1] >= 0 for member in output.members):
+                self.outdated += output.members
             raise _MalformedError
         return output
 
