@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import socket
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
@@ -14,8 +15,9 @@ from status_site import Board, Site, serving
 
 from forwarder.config_values import Address
 from forwarder.status import server as module
+from forwarder.status.page import Page
 from forwarder.status.server import MOST, StatusServer
-from forwarder.status.view import decode
+from forwarder.status.view import View, decode
 
 
 @pytest.fixture
@@ -141,17 +143,48 @@ async def test_who_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> No
             writer.close()
 
 
-async def test_so_many_connections_and_no_more(site: Site) -> None:
-    """The next is told to come later; when they are gone it is answered."""
-    idle = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(MOST)]
-    assert (await site.get("/healthz")).status == 503
-    for _, writer in idle:
+async def test_who_opens_connections_and_says_nothing_keeps_no_probe_out(site: Site) -> None:
+    """The oldest of them makes way; else anybody could have the agent restarted by whoever looks whether it lives."""
+    idle = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(2 * MOST + 10)]
+    for path in ("/healthz", "/readyz", "/", "/healthz"):
+        assert (await site.get(path)).status == 200
+    gone = 0
+    for reader, writer in idle:
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            async with asyncio.timeout(0.02):
+                await reader.read()
+        gone += reader.at_eof() or reader.exception() is not None
         writer.close()
-    for _ in range(1000):
-        if (await site.get("/healthz")).status == 200:
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail("never answered again")
+    assert 10 <= gone < MOST
+
+
+async def test_pages_have_a_limit_and_probes_have_none(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for pages without end is told to come again, and the agent is alive all the same."""
+    monkeypatch.setattr(module, "MOST", 0)
+    assert (await site.get("/")).status == 503
+    assert (await site.get("/healthz")).status == 200
+
+
+async def test_a_page_is_made_once_for_a_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many ask for it, whatever they add to the path; and in a thread, because a large one takes long."""
+    threads = []
+    made = views.troubled()
+    right = Page.whole
+
+    def whole(self: Page, view: View) -> str:
+        threads.append(threading.current_thread())
+        return right(self, view)
+
+    monkeypatch.setattr(Page, "whole", whole)
+    async with serving(Address("127.0.0.1", 0), Board()) as other:
+        other.board.shown = made
+        bodies = await asyncio.gather(*(other.get(f"/?{number}") for number in range(20)))
+        assert len({answer.body for answer in bodies}) == 1
+        assert len(threads) == 1
+        assert threads[0] is not threading.main_thread()
+        other.board.shown = views.view()
+        assert (await other.get("/")).body != bodies[0].body
+        assert len(threads) == 2
 
 
 HOST = b"host: localhost\r\n"

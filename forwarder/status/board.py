@@ -62,6 +62,9 @@ class Board:
         self._view: View | None = None
         self._viewed = 0
         self._lock = asyncio.Lock()  # one view is built at a time
+        self._measured = ""
+        self._measured_at = 0
+        self._measuring = asyncio.Lock()
 
     # --- history ----------------------------------------------------------------------------------------------------
 
@@ -162,7 +165,16 @@ class Board:
         )
 
     async def metrics(self) -> str:
-        """The agent's own metrics, and the newest gauges of each target that still count, as a Prometheus page."""
+        """The agent's own metrics, and the newest gauges of each target that still count, as a Prometheus page. As of
+        at most a second ago.
+        """
+        async with self._measuring:
+            now = self._clock()
+            if not self._measured or not 0 <= now - self._measured_at < SAME:
+                self._measured, self._measured_at = await self._page(), now
+            return self._measured
+
+    async def _page(self) -> str:
         points: list[tuple[Mapping[str, AttributeValue], Metric]] = [
             ({}, metric) for metric in await self._parts.measure()
         ]
@@ -170,7 +182,7 @@ class Board:
         for poller in self._parts.pollers if self._parts.config.agent.expose_health else ():
             resource = {"litellm.target": poller.target.name}
             points += [(resource, metric) for metric in self._history(poller).gauges(now)]
-        return exposition.page(points)
+        return await asyncio.to_thread(exposition.page, points)
 
     def dead(self) -> str | None:
         """Why the agent should be restarted, or None. Whoever gets an answer knows already that the loop turns."""

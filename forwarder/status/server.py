@@ -3,7 +3,8 @@
 It serves whoever can reach its address, without a password: so it listens on loopback unless told otherwise, answers
 GET and HEAD alone, and shows nothing that is secret. On loopback a `Host` that is not loopback's is refused, or else
 a web page could read it through the visitor's browser (DNS rebinding). Each connection is for one request and has a
-time limit, and there are so many at most: who opens connections and says nothing holds nothing up for long.
+time limit, and there are so many at most: who opens connections and says nothing makes way for who comes. A page is
+made once for a view, however many ask for it, and in a thread: large ones would hold up the polls.
 
 An address that is taken is told and tried again; it does not end the agent, whose work does not need the page.
 """
@@ -35,7 +36,8 @@ log = logging.getLogger(__name__)
 
 AGAIN: Final = 30.0  # seconds between attempts to listen
 PER_CONNECTION: Final = 15.0  # seconds
-MOST: Final = 64  # connections at a time; more are answered 503, and past twice as many not at all
+MOST: Final = 64  # requests for pages at a time; more are answered 503
+CONNECTIONS: Final = 2 * MOST
 HEAD: Final = 16 * 1024  # bytes of a request's head
 LOCAL: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 HEADERS: Final = (
@@ -46,6 +48,7 @@ HEADERS: Final = (
     ("Connection", "close"),
 )
 # For what is no page: nothing in it may be run, shown in a frame or fetched.
+PROBES: Final = frozenset({"/healthz", "/readyz"})  # answered also while pages are not
 NOTHING: Final = "default-src 'none'; frame-ancestors 'none'"
 
 
@@ -61,13 +64,15 @@ class Shown(Protocol):
 def app(board: Shown, *, loopback: bool) -> ASGIApp:
     """The pages of a board. `loopback`: requests with a foreign Host are refused."""
     page = Page()
+    main, whole, json = _Rendered(page.main), _Rendered(page.whole), _Rendered(encode)
 
     async def index(request: Request) -> Response:
-        body = page.main(await board.view()) if "main" in request.query_params else page.whole(await board.view())
+        rendered = main if "main" in request.query_params else whole
+        body = await rendered.of(await board.view())
         return Response(body, media_type="text/html", headers={"Content-Security-Policy": page.policy})
 
     async def status(_request: Request) -> Response:
-        return Response(encode(await board.view()), media_type="application/json")
+        return Response(await json.of(await board.view()), media_type="application/json")
 
     async def metrics(_request: Request) -> Response:
         return Response(await board.metrics(), headers={"Content-Type": exposition.CONTENT_TYPE})
@@ -92,6 +97,23 @@ def app(board: Shown, *, loopback: bool) -> ASGIApp:
     return _Guard(Starlette(routes=routes, exception_handlers={Exception: bug}), loopback=loopback)
 
 
+class _Rendered:
+    """What was made last, as long as the view is the same: the board gives a view again for a second."""
+
+    def __init__(self, render: Callable[[View], str | bytes]) -> None:
+        self._render = render
+        self._lock = asyncio.Lock()
+        self._view: View | None = None
+        self._body: str | bytes = b""
+
+    async def of(self, view: View) -> str | bytes:
+        async with self._lock:
+            if view is not self._view:
+                self._body = await asyncio.to_thread(self._render, view)
+                self._view = view
+            return self._body
+
+
 def _verdict(problems: list[str]) -> Response:
     return JSONResponse(
         {"service": SERVICE, "status": "fail" if problems else "ok", "problems": problems}, 503 if problems else 200
@@ -104,6 +126,7 @@ class _Guard:
     def __init__(self, inner: ASGIApp, *, loopback: bool) -> None:
         self._inner = inner
         self._loopback = loopback
+        self._busy = 0  # requests for pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
@@ -127,7 +150,17 @@ class _Guard:
             )
             await PlainTextResponse(text, 421)(scope, receive, with_headers)
             return
-        await self._inner(scope, receive, with_headers)
+        if scope["path"] in PROBES:
+            await self._inner(scope, receive, with_headers)
+            return
+        if self._busy >= MOST:
+            await PlainTextResponse("too many ask at once; come again\n", 503)(scope, receive, with_headers)
+            return
+        self._busy += 1
+        try:
+            await self._inner(scope, receive, with_headers)
+        finally:
+            self._busy -= 1
 
     @staticmethod
     def _local(scope: Scope) -> bool:
@@ -147,12 +180,14 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         super().connection_made(transport)
-        self._limit = self.loop.call_later(PER_CONNECTION, transport.abort)
-        if len(self.connections) > 2 * MOST:  # each takes one of the files that polls and sends need
-            transport.abort()
+        self.limit = self.loop.call_later(PER_CONNECTION, transport.abort)
+        if len(self.connections) > CONNECTIONS:  # each takes one of the files that polls and sends need
+            silent = [each for each in self.connections if isinstance(each, _Connection) and each.cycle is None]
+            oldest = min(silent, key=lambda each: each.limit.when(), default=self)
+            oldest.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._limit.cancel()
+        self.limit.cancel()
         super().connection_lost(exc)
 
 
@@ -190,7 +225,6 @@ class StatusServer:
             proxy_headers=False,
             server_header=False,
             date_header=False,
-            limit_concurrency=MOST,
             backlog=MOST,  # asyncio accepts so many before it lets any of them go
             h11_max_incomplete_event_size=HEAD,
             timeout_graceful_shutdown=1,
