@@ -19,7 +19,7 @@ from forwarder.errors import CodecError
 from forwarder.events import Batch, Change, Delta, Event, Metric, Resource
 from forwarder.http import Client
 from forwarder.intake import Intake
-from forwarder.logs import fields
+from forwarder.logs import Reminder, fields
 from forwarder.normalize import changes, normalize
 from forwarder.normalize.deployments import count_metrics, decode_names, deployment_metrics, encode_names, named
 from forwarder.normalize.proxy import verdict_of
@@ -27,6 +27,7 @@ from forwarder.normalize.reading import Endpoint, Reading
 from forwarder.reply import Reply
 from forwarder.scrape import Scrape, Scraper, fetch_metrics
 from forwarder.telemetry import Telemetry
+from forwarder.threads import TooManyLookups
 from forwarder.troubles import Troubles
 
 log = logging.getLogger(__name__)
@@ -147,6 +148,7 @@ class Poller:
         self._source: Endpoint = "health"
         self._not_before: dict[Endpoint, int] = {}
         self._troubles = Troubles(target.name, target.url)
+        self._unasked = Reminder(0)
         self._names: dict[str, str] = {}  # of deployments, from model_info
         self._began: dict[Endpoint, int] = {}  # when each was last polled
         self._scraper = Scraper(target)
@@ -279,6 +281,10 @@ class Poller:
         self._began[endpoint] = self._clock()
         try:
             await self._poll(endpoint)
+        except TooManyLookups as error:  # so many other names hang: nothing is known of this target, nor said
+            self._telemetry.polled(self.target.name, endpoint, "failure")
+            if self._unasked.due(self._clock()):
+                log.warning("not polled", extra=self._fields(endpoint=endpoint, reason=error.strerror))
         finally:
             self._busy.discard(endpoint)
 

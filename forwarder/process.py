@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, TypeVar, TypeVarTuple
 
 from forwarder import config as settings
 from forwarder import logs
@@ -22,13 +22,14 @@ from forwarder.threads import DaemonThreads
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
+A = TypeVarTuple("A")
 T = TypeVar("T")
 
 # `timeout` and some container runtimes signal the process and its group: that is one request to stop, not two.
 SAME_SIGNAL: Final = 0.5  # seconds
 LOOK: Final = 2.0  # seconds between looks at the files that the configuration refers to
 READING: Final = 5.0  # seconds that reading the configuration and its files may take
+READERS: Final = 20  # threads for that, which a file that does not answer keeps
 STOP_SLACK: Final = 30.0  # seconds that a stop may take beside its drain
 
 
@@ -44,6 +45,7 @@ class Process:
         self._notifier = Notifier(environ)
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
+        self._readers = DaemonThreads(READERS)
         self._refused: Mapping[Path, Stamp] = {}
         self._exposed: set[Path] = set()
 
@@ -92,7 +94,7 @@ class Process:
                 await asyncio.wait_for(self._reload.wait(), LOOK)
             except TimeoutError:
                 try:
-                    now = await _in_time(settings.stamps, self._loaded.files)
+                    now = await self._in_time(settings.stamps, self._loaded.files)
                 except TimeoutError:
                     continue  # a file system that hangs; looked at again
                 # Twice the same, because a file may be looked at while it is written.
@@ -108,7 +110,7 @@ class Process:
         self._notifier.reloading()
         log.info("reloading", extra=fields(config=self._loaded.path))
         try:
-            await self._go_over(await _in_time(settings.read, self._loaded.path, self._environ), renewal=False)
+            await self._go_over(await self._in_time(settings.read, self._loaded.path, self._environ), renewal=False)
         except TimeoutError:
             log.error("the configuration is not reloaded, because a file of it does not answer; nothing has changed")  # noqa: TRY400 - expected
         except ConfigError as error:
@@ -122,7 +124,7 @@ class Process:
     async def _renew(self, now: Mapping[Path, Stamp]) -> None:
         """Go on with the configuration that is in force, its secrets and certificates read anew."""
         try:
-            await self._go_over(await _in_time(self._loaded.again, self._environ), renewal=True)
+            await self._go_over(await self._in_time(self._loaded.again, self._environ), renewal=True)
         except TimeoutError:
             log.debug("what has changed does not answer")  # tried again with the next look
         except ConfigError as error:
@@ -152,6 +154,16 @@ class Process:
             )
         self._exposed = found
 
+    async def _in_time(self, work: Callable[[*A], T], *args: *A) -> T:
+        """Read files in a thread. TimeoutError after READING: a pipe, or a file system that hangs, must not keep a
+        later reload from being heard; the thread is left behind. The same when too many were left.
+        """
+        try:
+            async with asyncio.timeout(READING):
+                return await asyncio.get_running_loop().run_in_executor(self._readers, work, *args)
+        except BlockingIOError as error:
+            raise TimeoutError from error
+
     # --- the service manager --------------------------------------------------------------------------------------
 
     def _tell_status(self) -> None:
@@ -168,14 +180,6 @@ class Process:
             if self._agent.vitals().alive:
                 self._notifier.alive()
             await asyncio.sleep(self._notifier.watchdog / 2)
-
-
-async def _in_time(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Read files in a thread. TimeoutError after READING: a pipe, or a file system that hangs, must not keep a later
-    reload from being heard; the thread is left behind.
-    """
-    async with asyncio.timeout(READING):
-        return await asyncio.to_thread(work, *args, **kwargs)
 
 
 def _refuse(message: str, error: ConfigError) -> None:

@@ -24,8 +24,10 @@ from backends.http_server import (
     reset,
 )
 from http_support import KEY, MIB, client_for, ended, get, nobody, nothing_left_unclosed, open_files, until
+from lookups_support import Resolver
 
 from forwarder.reply import Failure
+from forwarder.threads import DaemonThreads
 
 __all__ = ["nothing_left_unclosed"]  # a fixture
 pytestmark = pytest.mark.usefixtures("nothing_left_unclosed")
@@ -207,6 +209,21 @@ async def test_the_deadline_covers_dns(monkeypatch: pytest.MonkeyPatch) -> None:
     reply = await get("http://slow.test", timeout=0.2)
     assert reply.failure is Failure.TIMEOUT
     assert time.monotonic() - started < 1.2
+
+
+async def test_a_name_that_hangs_is_looked_up_once_for_all_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each get ends by its own deadline, as late; when the name server answers again, so does the target."""
+    resolver = Resolver(monkeypatch)
+    asyncio.get_running_loop().set_default_executor(DaemonThreads())
+    async with ScriptedServer() as server:
+        url = f"http://a.slow.test:{server.port}"
+        replies = await asyncio.gather(*(get(url, timeout=0.1 + number / 100) for number in range(20)))
+        assert {(reply.failure, reply.detail) for reply in replies} == {(Failure.TIMEOUT, "no answer in time")}
+        assert resolver.asked == ["a.slow.test"]
+        last = asyncio.create_task(get(url, timeout=10))
+        await asyncio.sleep(0)
+        resolver.answer.set()
+        assert (await last).status == 200
 
 
 async def test_the_deadline_covers_waiting_for_a_connection() -> None:

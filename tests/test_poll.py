@@ -20,6 +20,7 @@ from forwarder.intake import Intake
 from forwarder.normalize.reading import Endpoint
 from forwarder.poll import ABSENT_RETRY, AUTH_RETRY, Poller
 from forwarder.spool.sqlite import SqliteSpool
+from forwarder.threads import DaemonThreads
 from forwarder.transport import tls_context
 
 SECOND = 1_000_000_000
@@ -569,6 +570,29 @@ async def test_a_dead_host_is_one_line_however_many_endpoints(
             await world.round(poller)
     await spool.close()
     assert len([record for record in caplog.records if "cannot read" in record.message]) == 1
+
+
+async def test_a_name_that_is_not_looked_up_says_nothing_of_its_target(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So many other names hang that this one has no turn: no event, one line, and what was known stays known."""
+    asyncio.get_running_loop().set_default_executor(DaemonThreads())
+    world.url = world.url.replace("127.0.0.1", "localhost")
+    poller = await world.poller()
+    await world.round(poller)
+    assert poller.up is True
+    await world.events()
+    await asyncio.sleep(1.1)  # an idle connection is used again for a second
+    with monkeypatch.context() as full:
+        full.setattr("forwarder.threads.MOST_NAMES", 0)
+        for _ in range(3):
+            await world.round(poller)
+    assert (await world.events(), poller.up) == ([], True)
+    said = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
+    assert said.count("not polled") == 1
+    assert not [line for line in said if "cannot read" in line]
+    await world.round(poller)
+    assert await world.values("litellm.up") == [1.0]
 
 
 async def test_nothing_secret_is_stored(world: World, tmp_path: Path) -> None:

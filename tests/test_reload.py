@@ -183,6 +183,20 @@ async def test_a_file_that_does_not_answer_keeps_no_later_reload_from_being_hear
             assert await running.ended() == 0
 
 
+async def test_too_many_files_that_do_not_answer_are_told_like_one(tmp_path: Path) -> None:
+    """Every thread that may read is left behind: a hang-up is answered all the same, and the agent goes on."""
+    (tmp_path / "sitecustomize.py").write_text("import forwarder.process\nforwarder.process.READERS = 0\n")
+    async with FakeLiteLLM() as proxy:
+        configure(tmp_path, target("a", proxy.url))
+        async with agent(tmp_path, env={"PYTHONPATH": str(tmp_path)}) as running:
+            await running.until(lambda: bool(events_of(running, "a")))
+            running.signal(signal.SIGHUP)
+            await running.until(lambda: "does not answer; nothing has changed" in running.err())
+            before = len(events_of(running, "a"))
+            await running.until(lambda: len(events_of(running, "a")) > before)
+            assert "bug in" not in running.err()
+
+
 async def test_settings_apply_without_a_restart(tmp_path: Path) -> None:
     """The resource, the log level and the agent's own metrics. A state folder cannot change, and that is said; all
     else of the file applies.

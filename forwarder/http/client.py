@@ -21,7 +21,7 @@ from forwarder.http.endpoints import ForbiddenEndpoint, allowed
 from forwarder.http.settings import checked_base, checked_proxy
 from forwarder.reply import Failure, Reply
 from forwarder.secrets import Secret
-from forwarder.transport.failures import Failed, classify
+from forwarder.transport.failures import Failed, classify, unasked
 from forwarder.transport.headers import USER_AGENT, retry_after
 from forwarder.transport.settings import checked_headers
 
@@ -112,7 +112,7 @@ class Client:
         `path` begins with a slash and may have a query. What goes wrong outside is a Reply with `failure` and no body.
         A redirect is a Reply with its status; if it leads to this origin and below the prefix of the base URL,
         `same_origin_location` is a path for another `get`. Raises ForbiddenEndpoint before any connection is made,
-        and RuntimeError after `close`.
+        TooManyLookups when the name of the host could not even be looked up, and RuntimeError after `close`.
         """
         target = self._prefix + path
         if not path.startswith("/") or not allowed(target):
@@ -134,6 +134,8 @@ class Client:
         except Failed as error:
             failed = error
         except Exception as error:  # noqa: BLE001 - whatever a peer makes the libraries raise, it is a failed request
+            if reason := unasked(error, handled):
+                raise reason from None
             failed = classify(error, handled, proxied=self._proxied)
         return Reply(
             time=self._clock(),

@@ -13,6 +13,7 @@ from typing import Final
 import httpcore
 
 from forwarder.reply import Failure
+from forwarder.threads import TooManyLookups
 
 # By errno, what says most first: of a name with two addresses one may refuse while the other has no route.
 _NETWORK: Final = {
@@ -53,6 +54,11 @@ def classify(error: Exception, handled: BaseException | None, *, proxied: bool) 
     if connecting and proxied:  # then every connection is one to the forward proxy
         return Failed(Failure.PROXY, failed.detail)
     return failed
+
+
+def unasked(error: Exception, handled: BaseException | None) -> TooManyLookups | None:
+    """What of `error` tells that nobody was asked, for a reason that is the agent's own."""
+    return next((cause for cause in _causes(error, handled) if isinstance(cause, TooManyLookups)), None)
 
 
 def _httpcore(causes: list[BaseException]) -> BaseException:
