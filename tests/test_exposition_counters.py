@@ -483,6 +483,18 @@ def test_without_a_start_of_the_process_a_missing_bucket_is_believed_the_second_
     assert (point.histogram.count, point.delta) == (8, None)
 
 
+@pytest.mark.parametrize("change", ["one is gone", "one more"])
+def test_buckets_that_change_while_the_agent_is_down_are_no_growth(change: str) -> None:
+    """Where the page does not say when its process began, what is there was there before, as far as can be known."""
+    reader = Reader()
+    for _ in range(2):
+        reader.read(buckets(OLD, began=None))
+    reader = reader.restarted()
+    (point,) = reader.read(buckets(CHANGES[change], began=None))
+    assert point.histogram is not None
+    assert (point.histogram.count, point.delta) == (5, None)
+
+
 def test_other_series_go_on_while_one_has_other_buckets() -> None:
     """Their growth is as ever."""
     reader = Reader()

@@ -198,6 +198,7 @@ class Counters:
                     self.last[member.created] = created
             else:
                 rebuilt.add(into)
+                self.last[member.at] = UNSOUND  # it was there before: what it has now is no growth
         for output in page.outputs.values():
             if output.digest in self.began and output.digest not in rebuilt:
                 output.start, output.base = self.began[output.digest]
