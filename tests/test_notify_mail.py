@@ -8,7 +8,6 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from backends.notify import PASSWORD, USER, MailServer, Mode
-from lookups_support import Resolver
 from notify_support import START, batch, down, unhealthy
 
 from forwarder.config_notify import mailbox
@@ -198,20 +197,6 @@ def test_what_is_no_mail_server_is_told_in_time(server: MailServer, fault: Any, 
     allowed = {reason, "the mail server ended the connection"} if fault == "close" else {reason}
     assert outcome.reason in allowed
     assert outcome.hint or "takes nobody" in outcome.reason
-
-
-def test_a_name_that_hangs_is_told_in_time(server: MailServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And is not looked up a second time meanwhile."""
-    resolver = Resolver(monkeypatch)
-    to = courier(server, server.url().replace("127.0.0.1", "a.slow.test").replace("localhost", "a.slow.test"))
-    for _ in range(2):
-        begun = time.monotonic()
-        outcome = to.deliver(message(), timeout=0.3)
-        assert time.monotonic() - begun < 3
-        assert isinstance(outcome, Failed)
-        assert "in time" in outcome.reason
-    resolver.answer.set()
-    assert resolver.asked == ["a.slow.test"]
 
 
 def test_where_nothing_listens(server: MailServer) -> None:

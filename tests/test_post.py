@@ -28,7 +28,6 @@ from backends.http_server import (
 from http_support import KEY, NOW, PLAIN_TLS, nobody, nothing_left_unclosed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lookups_support import Resolver
 from tls_support import Authority, relay
 
 from forwarder.reply import Failure
@@ -243,20 +242,6 @@ async def test_nobody_there() -> None:
         assert (await post(made)).failure is Failure.REFUSED
     with poster("http://backend.invalid") as made:
         assert (await post(made)).failure is Failure.DNS
-
-
-async def test_the_deadline_covers_dns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lookup that hangs ends a post in time, is not begun again by the next, and may yet serve one."""
-    resolver = Resolver(monkeypatch)
-    async with ScriptedServer() as server:
-        with poster(f"http://a.slow.test:{server.port}") as made:
-            for _ in range(3):
-                began = time.monotonic()
-                assert (await post(made, timeout=0.2)).failure is Failure.TIMEOUT
-                assert time.monotonic() - began < 0.2 + MOMENT
-            assert resolver.asked == ["a.slow.test"]
-            resolver.answer.set()
-            assert (await post(made)).status == 200
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

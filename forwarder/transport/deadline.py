@@ -1,8 +1,7 @@
 """Sockets for httpcore of which everything together ends at one deadline: lookup, connecting, TLS, every byte.
 
 httpcore's own (1.0.9) take a time for each read and each write, so that a peer that drips or drinks slowly resets it
-with every byte. A name lookup cannot be ended: it has a thread of its own, which is left behind, and the next
-try waits for it.
+with every byte. A name lookup is the one thing that cannot be ended from this thread; the resolver's own limits hold.
 """
 
 import select
@@ -15,8 +14,6 @@ from typing import Any, Final
 
 import httpcore
 
-from forwarder.threads import Lookups
-
 _CHUNK: Final = 256 * 1024  # bytes handed to one send; what a socket takes of them restarts no clock
 
 
@@ -26,7 +23,6 @@ class DeadlineBackend(httpcore.NetworkBackend):
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._until = 0.0
-        self._lookups = Lookups()
 
     def begin(self, seconds: float) -> None:
         self._until = self._monotonic() + seconds
@@ -51,8 +47,7 @@ class DeadlineBackend(httpcore.NetworkBackend):
 
     def _connect(self, host: str, port: int) -> socket.socket:
         last: OSError | None = None
-        found = self._lookups.submit(host, port, socket.AF_UNSPEC, socket.SOCK_STREAM).result(self.left())
-        for family, kind, protocol, _, address in found:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             connection = socket.socket(family, kind, protocol)
             try:
                 connection.settimeout(self.left())

@@ -26,7 +26,6 @@ from typing import Final
 from forwarder.config_notify import Mailbox
 from forwarder.sinks.notify.courier import Failed, Sent
 from forwarder.sinks.notify.texts import Message
-from forwarder.threads import Lookups
 
 MAX_REPLIES: Final = 256 * 1024  # bytes of all replies of one session; real ones are a few hundred
 _POLICY: Final = SMTP.clone(cte_type="7bit")  # nothing depends on what a server can take
@@ -48,11 +47,10 @@ class Mail:
         self._context = context
         self._clock = clock
         self._monotonic = monotonic
-        self._lookups = Lookups()
 
     def deliver(self, message: Message, *, timeout: float) -> Sent | Failed:
         written = self.write(message)
-        session = _Session(self._monotonic() + timeout, self._monotonic, self._lookups)
+        session = _Session(self._monotonic() + timeout, self._monotonic)
         try:
             return self._converse(session, written)
         except (_Given, OSError, ValueError) as error:  # an SMTPException is an OSError
@@ -146,13 +144,12 @@ class _Given(Exception):  # noqa: N818 - carries an outcome out of smtplib's cal
 class _Session(smtplib.SMTP):
     """One conversation, of which everything together ends at `until`."""
 
-    def __init__(self, until: float, monotonic: Callable[[], float], lookups: Lookups) -> None:
+    def __init__(self, until: float, monotonic: Callable[[], float]) -> None:
         name = socket.gethostname()
         # As smtplib does where DNS knows no full name, without asking DNS.
         super().__init__(local_hostname=name if "." in name and name.isascii() else "[127.0.0.1]")
         self._until = until
         self._monotonic = monotonic
-        self._lookups = lookups
         self._read = 0
 
     def left(self) -> float:
@@ -174,8 +171,7 @@ class _Session(smtplib.SMTP):
 
     def _connected(self, host: str, port: int) -> socket.socket:
         last: OSError | None = None
-        found = self._lookups.submit(host, port, socket.AF_UNSPEC, socket.SOCK_STREAM).result(self.left())
-        for family, kind, protocol, _, address in found:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             connection = socket.socket(family, kind, protocol)
             try:
                 connection.settimeout(self.left())
