@@ -257,6 +257,17 @@ def test_the_environment_adds_nothing(agents: ExitStack, monkeypatch: pytest.Mon
     assert receiver.packets(1) == [f"n:0.0|g|#litellm.target:eu|T{CLOCK}\n".encode()]
 
 
+def test_variables_that_the_library_cannot_read_do_not_keep_it_from_loading(agents: ExitStack) -> None:
+    """In a process that has not loaded it: it makes a client of its own then, by all the variables there are."""
+    receiver = agent(agents, "udp")
+    code = (
+        "from forwarder.sinks.datadog import dogstatsd\n"
+        f"dogstatsd._client({receiver.address!r}, origin=False).increment('n')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], env=SURROUNDINGS, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
 def test_origin_lets_the_agent_know_the_container(agents: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """`origin = true`: what Kubernetes says of the container goes along, and nothing else of the environment."""
     for name, value in SURROUNDINGS.items():

@@ -11,6 +11,7 @@ Protocol: Datadog, DogStatsD datagram format; what is said of the client was see
 import errno
 import ipaddress
 import select
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -190,6 +191,8 @@ def _size(line: Item) -> int:
 
 
 def _client(address: str, *, origin: bool) -> "DogStatsd":
+    # The package makes a client of its own when it is loaded, which raises where this is no number.
+    os.environ.pop("DD_TELEMETRY_PORT", None)
     from datadog.dogstatsd.base import DogStatsd
 
     url = urlsplit(address)
