@@ -361,7 +361,7 @@ def test_what_no_run_has_left_is_refused() -> None:
         reader.restarted()
 
 
-@pytest.mark.parametrize("field", ["series", "sizes", "numbers", "created", "outputs", "starts"])
+@pytest.mark.parametrize("field", ["series", "sizes", "numbers", "created", "outputs", "starts", "shapes"])
 def test_a_state_whose_parts_do_not_agree_is_refused(field: str) -> None:
     """It would be read past its end, or give one series the numbers of another."""
     reader = Reader()
@@ -476,23 +476,14 @@ def test_without_a_start_of_the_process_a_missing_bucket_is_believed_the_second_
     assert point.delta is not None
     assert point.delta.histogram is not None
     assert point.delta.histogram.count == 2
-    for _ in range(2):
-        assert reader.read(buckets({"1.0": 5, "+Inf": 7}, began=None)) == []
+    assert reader.read(buckets({"1.0": 5, "+Inf": 7}, began=None)) == []
     (point,) = reader.read(buckets({"1.0": 5, "+Inf": 8}, began=None))
     assert point.histogram is not None
     assert (point.histogram.count, point.delta) == (8, None)
-
-
-@pytest.mark.parametrize("change", ["one is gone", "one more"])
-def test_buckets_that_change_while_the_agent_is_down_are_no_growth(change: str) -> None:
-    """Where the page does not say when its process began, what is there was there before, as far as can be known."""
-    reader = Reader()
-    for _ in range(2):
-        reader.read(buckets(OLD, began=None))
-    reader = reader.restarted()
-    (point,) = reader.read(buckets(CHANGES[change], began=None))
-    assert point.histogram is not None
-    assert (point.histogram.count, point.delta) == (5, None)
+    (point,) = reader.read(buckets({"1.0": 5, "+Inf": 9}, began=None))
+    assert point.delta is not None
+    assert point.delta.histogram is not None
+    assert point.delta.histogram.count == 1
 
 
 def test_other_series_go_on_while_one_has_other_buckets() -> None:
@@ -516,3 +507,147 @@ def test_a_series_that_coincides_with_an_old_one_of_other_buckets_comes_through(
     (point,) = reader.read(buckets({"1.0": 3, "+Inf": 5}, 'user="b"', began))
     assert point.histogram is not None
     assert point.histogram.count == 5
+
+
+@pytest.mark.parametrize("agent_restarts", [False, True])
+@pytest.mark.parametrize("starts", [False, True], ids=["no start", "another start"])
+@pytest.mark.parametrize("after", [*CHANGES.values()], ids=[*CHANGES])
+@pytest.mark.parametrize("label", ["", 'user="a"'], ids=["same series", "another series"])
+def test_other_buckets_claim_no_growth_that_is_not_known(
+    label: str, after: dict[str, float], starts: bool, agent_restarts: bool
+) -> None:
+    """Whether the page says that its process began or not, and should the agent restart after the first such page."""
+    reader = Reader()
+    for _ in range(2):
+        reader.read(buckets(OLD, label, BEGAN if starts else None))
+    again = reader.now / SECOND + 1 if starts else None
+    label = label.replace("a", "b")
+    reader.read(buckets(after, label, again))
+    if agent_restarts:
+        reader = reader.restarted()
+    (point,) = reader.read(buckets({**after, "+Inf": 6}, label, again))
+    assert point.histogram is not None
+    assert point.histogram.count == 6
+    assert point.delta is None or (point.delta.histogram is not None and point.delta.histogram.count == 1)
+    assert again is None or point.start_time == int(again * SECOND)
+    (point,) = reader.read(buckets({**after, "+Inf": 7}, label, again))
+    assert point.delta is not None
+    assert point.delta.histogram is not None
+    assert point.delta.histogram.count == 1
+
+
+@pytest.mark.parametrize("label", ["", 'user="a"'], ids=["same series", "another series"])
+@pytest.mark.parametrize("after", [*CHANGES.values()], ids=[*CHANGES])
+def test_other_buckets_than_the_last_run_saw_are_no_growth(label: str, after: dict[str, float]) -> None:
+    """Nothing says that the process is another: of the same series nothing is known, another is new."""
+    reader = Reader()
+    for _ in range(2):
+        reader.read(buckets(OLD, label, None))
+    reader = reader.restarted()
+    (point,) = reader.read(buckets(after, label.replace("a", "b"), None))
+    assert point.histogram is not None
+    assert point.histogram.count == 5
+    assert label or point.delta is None
+    assert point.start_time == reader.now - 15 * SECOND  # not that of the other buckets
+    (point,) = reader.read(buckets({**after, "+Inf": 7}, label.replace("a", "b"), None))
+    assert point.delta is not None
+    assert point.delta.histogram is not None
+    assert point.delta.histogram.count == 2
+
+
+def test_a_bucket_that_is_gone_and_back_makes_no_growth() -> None:
+    """Each change begins the histogram anew; what it grows by with the same buckets is told once."""
+    reader = Reader()
+    reader.read(buckets(OLD, began=None))
+    told: list[int | None] = []
+    for count, gone in ((5, True), (6, True), (7, True), (8, False), (9, False), (10, False)):
+        counts = {"0.1": 1, "1.0": 3, "+Inf": count}
+        if gone:
+            del counts["0.1"]
+        for point in reader.read(buckets(counts, began=None)):
+            assert point.histogram is not None
+            assert point.histogram.count == count
+            told.append(point.delta.histogram.count if point.delta and point.delta.histogram else None)
+    assert told == [None, 1, None, 1, 1]
+
+
+def test_a_state_of_an_older_release_goes_on() -> None:
+    """It does not tell which buckets there were: as many are taken for the same."""
+    reader = Reader()
+    for _ in range(2):
+        reader.read(buckets(OLD))
+    fields = msgspec.msgpack.decode(reader.state[1:])[:-1]
+    reader.state = reader.state[:1] + msgspec.msgpack.encode(fields)
+    (point,) = reader.restarted().read(buckets({**OLD, "+Inf": 6}))
+    assert point.delta is not None
+    assert point.delta.histogram is not None
+    assert point.delta.histogram.count == 2
+    (point,) = reader.restarted().read(buckets(CHANGES["one is gone"]))
+    assert point.delta is None
+
+
+@pytest.mark.parametrize("began", [None, BEGAN])
+@pytest.mark.parametrize("agent_restarts", [False, True])
+def test_a_bucket_that_damage_took_once_costs_no_growth(began: float | None, agent_restarts: bool) -> None:
+    """Nor does it make a reset of it, or of the series that it coincides with."""
+    reader = Reader()
+
+    def read(count: int, *, cut: bool = False) -> bytes:
+        second = {"0.1": 1.0, "1.0": 3.0, "+Inf": count}
+        if cut:
+            del second["1.0"]
+        more = HISTOGRAM + histogram(OLD, 5.5, 'user="a"') + histogram(second, 5.5, 'user="b"')
+        return page({}, began=began, more=more)
+
+    reader.read(read(4))
+    (point,) = reader.read(read(5))
+    start = point.start_time
+    reader.read(read(6, cut=True))
+    if agent_restarts:
+        reader = reader.restarted()
+    (point,) = reader.read(read(7))
+    assert point.histogram is not None
+    assert point.delta is not None
+    assert point.delta.histogram is not None
+    assert (point.histogram.count, point.delta.histogram.count, point.start_time) == (11, 2, start)
+
+
+def test_series_with_a_sum_below_nothing_are_on_the_page() -> None:
+    """Two that never have the same buckets: the first goes on, each time."""
+    reader = Reader()
+    more = HISTOGRAM + histogram(OLD, -1.5, 'user="a"') + histogram({"7": 1, "+Inf": 2}, -1.5, 'user="b"')
+    for _ in range(3):
+        (point,) = reader.read(page({}, began=BEGAN, more=more))
+        assert reader.page.outdated == {}
+        assert (point.delta is None) == (reader.now == NOW + 15 * SECOND)
+
+
+@pytest.mark.parametrize("agent_restarts", [False, True])
+def test_a_series_that_comes_late_after_a_restart_of_the_proxy_has_its_start(agent_restarts: bool) -> None:
+    """The first page of the new process does not have it yet."""
+    reader = Reader()
+    reader.read(page({"": 5}, began=BEGAN))
+    began = reader.now / SECOND + 1
+    reader.read(page({}, began=began))
+    if agent_restarts:
+        reader = reader.restarted()
+    (point,) = reader.read(page({"": 1}, began=began))
+    assert (point.value, point.start_time) == (1.0, int(began * SECOND))
+    assert deltas([point]) == [1.0]
+
+
+def test_of_a_thousand_series_with_other_buckets_each_comes_back() -> None:
+    """And who is on the page no more does not stand in their way."""
+    reader = Reader()
+
+    def read(counts: Mapping[str, float], users: range, began: float) -> bytes:
+        return page({}, began=began, more=HISTOGRAM + "".join(histogram(counts, 1, f'user="{n}"') for n in users))
+
+    for _ in range(2):
+        reader.read(read(OLD, range(1000), BEGAN))
+    began = reader.now / SECOND + 1
+    reader.read(read(CHANGES["one is gone"], range(900, 1900), began))
+    (point,) = reader.read(read(CHANGES["one is gone"], range(900, 1900), began))
+    assert point.histogram is not None
+    assert point.histogram.count == 5000
+    assert reader.counters.malformed == reader.page.malformed == 0

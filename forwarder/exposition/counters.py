@@ -17,7 +17,7 @@ sums and histograms are withheld until one process has answered for a while.
 import math
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from operator import add, lt, sub
 from typing import Final, NamedTuple
@@ -38,6 +38,8 @@ CALM: Final = 20  # readings in a row from one process: then one does again
 # In the place of a first number: the series was there and what it said could not be (`_sound`). NaN: it was not there.
 UNSOUND: Final = -1.0
 
+ANY_SHAPE: Final = -1  # of an output of the last run that does not tell which buckets it had
+
 Numbers = Sequence[float]
 
 
@@ -51,11 +53,21 @@ class Since(Enum):
 
 
 class Remembered(NamedTuple):
-    """Of a series of the last run: its numbers, its `_created`, and the output it went into."""
+    """Of a series of the last run, or of one that is to be seen anew: its numbers, its `_created`, and the output it
+    went into.
+    """
 
     numbers: Numbers
     created: float
     output: bytes
+
+
+class Began(NamedTuple):
+    """Of an output of the last run, or of one that is to be seen anew. `shape`: as of an Output, or ANY_SHAPE."""
+
+    start: int
+    base: Numbers
+    shape: int
 
 
 class _Tally(NamedTuple):
@@ -75,15 +87,14 @@ class Counters:
         self.now = 0  # ns, of the reading that is observed
         self.time = 0  # ns, of the last reading; 0: none
         self.process = NAN  # its process_start_time_seconds
-        self._moved = False  # whether it was another than before in the last reading
         self.last = array("d")  # its numbers, by the places of the page
         self.mixed = False
         self.history: deque[bool] = deque(maxlen=LOOKED_BACK)  # which readings contradicted the one before
         self.calm = 0
         self.trusted = False  # what was not there is new
         self.capped = False  # the last page had more series than go on
-        self.remembered: dict[bytes, Remembered] = {}  # of the last run, by series
-        self.began: dict[bytes, tuple[int, Numbers]] = {}  # of the last run, by output: start, base
+        self.remembered: dict[bytes, Remembered] = {}  # by series
+        self.began: dict[bytes, Began] = {}  # by output
         self.withheld = 0  # of the last page, as Prometheus counts series
         self.malformed = 0  # of the last page: there, but no counter or histogram, or grown in no way that one can
         self.turned: bool | None = None  # what `mixed` becomes with this reading, if it changes
@@ -92,8 +103,7 @@ class Counters:
         self.next = self.last
         self.starts: list[tuple[Output, int, Numbers]] = []
         self._generation = page.generation
-        self._partial: list[Member] = []  # histograms that this reading has, without all of their buckets
-        self._partial_before: set[bytes] = set()
+        self._partial: dict[bytes, Output] = {}  # of which this reading has a histogram without all of its buckets
         self.strange = False  # this reading contradicts the last
 
     # --- a reading ------------------------------------------------------------------------------------------------
@@ -106,7 +116,7 @@ class Counters:
         self._recall()
         since = self._since()
         self.strange = self._returned(since)
-        self._partial = []
+        self._partial = {}
         self.starts = []
         self.next = array("d", page.values)
         withhold = self.mixed or since is Since.ANOTHER
@@ -135,7 +145,6 @@ class Counters:
         if process == process:  # noqa: PLR0124 - not NaN
             if process not in self.processes:
                 self.processes.append(process)
-            self._moved = process != self.process
             self.process = process
         self.capped = self.page.capped > 0
         self.trusted = not self.capped
@@ -144,8 +153,8 @@ class Counters:
         if self.turned is not None:
             self.mixed = self.turned
             self.history.clear()
-        self._forget_old_buckets()
         self._forget()
+        self._see_anew({**self._partial, **self.page.outdated})
 
     def _judge(self) -> None:
         recent = [*self.history, self.strange][-LOOKED_BACK:]
@@ -159,49 +168,56 @@ class Counters:
         """Series that have been gone for long, once there are many of them or others wait for their room."""
         page = self.page
         gone = [member for member in page.members.values() if self.now - member.seen > FORGET_AFTER]
-        if gone and (page.capped or len(gone) > 100 + len(page.members) // 10):
-            self._drop(gone)
-
-    def _forget_old_buckets(self) -> None:
-        """Histograms that have other buckets now, so that they can come back as new ones. One that lacks a bucket may
-        have been cut by damage: that is believed where the process is another one, or when it is so again.
-        """
-        twice = self._partial_before
-        self._partial_before = {member.digest for member in self._partial}
-        changed = [member for member in self._partial if self._moved or member.digest in twice]
-        if gone := list({member.digest: member for member in (*self.page.outdated, *changed)}.values()):
-            self._drop(gone)
-
-    def _drop(self, gone: Sequence[Member]) -> None:
-        """They are not known any more. What they came to stays in the total of those they coincided with."""
+        if not gone or not (page.capped or len(gone) > 100 + len(page.members) // 10):
+            return
         for member in gone:
             numbers = self.last[member.at : member.at + member.size]
             if len(member.output.members) > 1 and member.output.kind != "gauge" and numbers[0] >= 0:
                 member.output.base = _sum(member.output.base, numbers)
-        self.last = self.page.drop(gone, self.last)
+        self.last = page.drop(gone, self.last)
         self.trusted = False
 
+    def _see_anew(self, outputs: Mapping[bytes, Output]) -> None:
+        """Histograms that seem to have other buckets now: the next page tells which. What is known of them is kept as
+        after a restart of the agent, for it may have been damage to one page.
+        """
+        members = []
+        for output in outputs.values():
+            if output.digest not in self.page.outputs:  # forgotten
+                continue
+            members += output.members
+            self.began[output.digest] = Began(output.start, output.base, output.shape)
+            for member in output.members:
+                numbers = self.last[member.at : member.at + member.size]
+                created = self.last[member.created] if member.created else NAN
+                self.remembered[member.digest] = Remembered(numbers, created, output.digest)
+        if members:
+            self.page.first = frozenset(self.remembered)
+            self.last = self.page.drop(members, self.last)
+            self.trusted = False
+
     def _recall(self) -> None:
-        """Give the numbers of the last run to the series that carry on."""
+        """Give what is remembered to the series that carry on. Those with other buckets than they had begin anew."""
         page = self.page
         self.last.extend([NAN] * (len(page.values) - len(self.last)))
-        rebuilt: set[bytes] = set()  # outputs with other buckets than they had: they begin anew
         for key, (numbers, created, into) in self.remembered.items():
             member = page.members.get(key)
+            start, base, shape = self.began.get(into, Began(0, (), 0))
+            output = page.outputs.get(into) if member is None else member.output
+            same = output is None or shape in (output.shape, ANY_SHAPE) or output.kind == "gauge"
             if member is None:  # gone meanwhile; the total of those it coincided with does not fall
-                if numbers[0] >= 0:  # neither NaN nor UNSOUND
-                    start, base = self.began.get(into, (0, ()))
-                    self.began[into] = (start, _sum(base, numbers))
-            elif len(numbers) == member.size:
+                if same and numbers[0] >= 0:  # neither NaN nor UNSOUND
+                    self.began[into] = Began(start, _sum(base, numbers), shape)
+            elif same and len(numbers) == member.size:
                 self.last[member.at : member.at + member.size] = array("d", numbers)
                 if member.created:
                     self.last[member.created] = created
             else:
-                rebuilt.add(into)
-                self.last[member.at] = UNSOUND  # it was there before: what it has now is no growth
+                self.last[member.at] = UNSOUND
+                self.began.pop(into, None)
         for output in page.outputs.values():
-            if output.digest in self.began and output.digest not in rebuilt:
-                output.start, output.base = self.began[output.digest]
+            if (began := self.began.get(output.digest)) and began.shape in (output.shape, ANY_SHAPE):
+                output.start, output.base = began.start, began.base
         self.remembered, self.began = {}, {}
 
     def _since(self) -> Since:
@@ -238,6 +254,8 @@ class Counters:
     def _counter(self, output: Output, since: Since) -> Metric | None:
         tally = self._tally(output, since)
         if tally is None:
+            if since is not Since.SAME:  # should it come back, it is that of another process
+                self.starts.append((output, 0, ()))
             return None
         start = output.start
         if not start or tally.began or since is Since.RESTARTED:
@@ -260,7 +278,7 @@ class Counters:
                 if not all(map(math.isnan, numbers)):  # it is on the page
                     self.malformed += 1
                     if output.kind == "histogram" and numbers[-2] >= 0 and any(map(math.isnan, numbers[:-2])):
-                        self._partial.append(member)
+                        self._partial[output.digest] = output
                     if not known:
                         self.next[member.at] = UNSOUND
                 total = _sum(total, before) if known else total

@@ -99,9 +99,8 @@ class Page:
         self._created: dict[bytes, int] = {}
         self._changed = False
         self.kept = 0
-        self.outdated: list[
-            Member
-        ] = []  # which the last page has no more, and others in their place, with other buckets
+        # By digest: what the last page has nothing of any more, but others that coincide with it, of other buckets.
+        self.outdated: dict[bytes, Output] = {}
         self.generation += 1
         self._forget_lines()
 
@@ -128,7 +127,7 @@ class Page:
     def _read(self, body: bytes) -> None:
         values = self.values = array("d", (NAN,)) * len(self.values)
         self.bad_lines = self.malformed = self.lines = 0
-        self.outdated = []
+        self.outdated = {}
         self.capped = self._known_capped
         self._asking: set[bytes] = set()  # outputs that there are not yet
         new: dict[bytes, _New] = {}
@@ -297,10 +296,13 @@ class Page:
             self.outputs[series.output] = output
             self.kept += cost
         elif output.bounds != bounds or output.kind != series.kind:
-            if not any(self.values[member.at + member.size - 1] >= 0 for member in output.members):
-                self.outdated += output.members
+            if output.digest not in self.outdated and not any(map(self._has, output.members)):
+                self.outdated[output.digest] = output
             raise _MalformedError
         return output
+
+    def _has(self, member: Member) -> bool:
+        return not all(map(math.isnan, self.values[member.at : member.at + member.size]))
 
     def drop(self, members: Collection[Member], numbers: "array[float]") -> "array[float]":
         """Forget series that are gone, which makes room for others. Every place changes: `numbers`, as long as

@@ -7,6 +7,8 @@ member, so that one of them may start anew or vanish without the total jumping.
 
 import hashlib
 import math
+import zlib
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal, NamedTuple
 
@@ -21,7 +23,7 @@ class Output:
     """One point of each reading. `cost`: series as Prometheus counts them (a histogram: buckets, sum and count).
 
     `start`: since when (ns) the sum or histogram counts, 0 before its first reading. `base`: what members contributed
-    that are forgotten, or that began anew while others went on.
+    that are forgotten, or that began anew while others went on. `shape`: stands for its bounds; 0 where it has none.
     """
 
     __slots__ = (
@@ -35,6 +37,7 @@ class Output:
         "members",
         "name",
         "numbers",
+        "shape",
         "start",
         "still",
     )
@@ -47,6 +50,7 @@ class Output:
         self.kind = kind
         self.attributes = attributes
         self.bounds = bounds
+        self.shape = zlib.crc32(array("d", bounds).tobytes()) if bounds else 0
         self.cost = cost
         self.members: list[Member] = []
         self.start = 0

@@ -11,7 +11,7 @@ import msgspec
 
 from forwarder.codec import Codec
 from forwarder.errors import CodecError
-from forwarder.exposition.counters import Counters, Remembered
+from forwarder.exposition.counters import ANY_SHAPE, Began, Counters, Remembered
 from forwarder.exposition.series import NAN
 
 _DIGEST: Final = 16  # bytes
@@ -19,7 +19,8 @@ _DIGEST: Final = 16  # bytes
 
 class Stored(msgspec.Struct, frozen=True, array_like=True):
     """`series`: of each its digest and that of its output; `sizes` (u16), `numbers` (f64, so many for each), `created`
-    (f64) in the same order. `outputs`: digests, with `starts` (i64) in the same order and `bases` where there are any.
+    (f64) in the same order. `outputs`: digests, with `starts` (i64) and `shapes` (u32) in the same order and
+    `bases` where there are any.
     """
 
     rules: str
@@ -37,6 +38,7 @@ class Stored(msgspec.Struct, frozen=True, array_like=True):
     outputs: bytes
     starts: bytes
     bases: dict[bytes, tuple[float, ...]]
+    shapes: bytes | None = None  # older rows have none
 
 
 _codec: Final = Codec(Stored, "the state of a metrics page")
@@ -50,7 +52,9 @@ def decode(data: bytes) -> Stored:
         raise CodecError("damaged the state of a metrics page: a number is cut off")
     count, sizes = len(stored.series) // (2 * _DIGEST), array("H", stored.sizes)
     agree = len(sizes) == len(stored.created) // 8 == count and sum(sizes) == len(stored.numbers) // 8
-    if not agree or 0 in sizes or len(stored.outputs) // _DIGEST != len(stored.starts) // 8:
+    outputs = len(stored.outputs) // _DIGEST
+    agree = agree and outputs == len(stored.starts) // 8
+    if not agree or 0 in sizes or (stored.shapes is not None and len(stored.shapes) != 4 * outputs):
         raise CodecError("damaged the state of a metrics page: its parts do not agree")
     return stored
 
@@ -67,7 +71,8 @@ def encode(counters: Counters, rules: str) -> bytes:
     process = page.process_start
     return _codec.encode(
         Stored(
-            rules=rules,
+            # Where others are to come in the place of what is outdated, they are not new: as under other rules.
+            rules="" if page.outdated else rules,
             time=counters.now,
             process=process if process == process else None,  # noqa: PLR0124 - NaN
             capped=page.capped > 0,
@@ -82,6 +87,7 @@ def encode(counters: Counters, rules: str) -> bytes:
             outputs=b"".join(output.digest for output in outputs),
             starts=array("q", (start for start, _ in began)).tobytes(),
             bases=bases,
+            shapes=array("I", (output.shape for output in outputs)).tobytes(),
         )
     )
 
@@ -90,6 +96,7 @@ def restore(counters: Counters, stored: Stored, rules: str) -> None:
     """Take up what the last run left. Under other rules a series that was not there before may still be an old one."""
     sizes, created = array("H", stored.sizes), array("d", stored.created)
     numbers, starts = array("d", stored.numbers), array("q", stored.starts)
+    shapes = [ANY_SHAPE] * len(starts) if stored.shapes is None else array("I", stored.shapes)
     series, outputs = _digests(stored.series), _digests(stored.outputs)
     at = 0
     for index, size in enumerate(sizes):
@@ -97,8 +104,8 @@ def restore(counters: Counters, stored: Stored, rules: str) -> None:
         counters.remembered[key] = Remembered(numbers[at : at + size], created[index], output)
         at += size
     counters.page.first = frozenset(counters.remembered)
-    for key, start in zip(outputs, starts, strict=True):
-        counters.began[key] = (start, stored.bases.get(key, ()))
+    for key, start, shape in zip(outputs, starts, shapes, strict=True):
+        counters.began[key] = Began(start, stored.bases.get(key, ()), shape)
     counters.time = stored.time
     counters.process = NAN if stored.process is None else stored.process
     counters.capped = stored.capped

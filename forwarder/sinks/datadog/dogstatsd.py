@@ -10,8 +10,8 @@ Protocol: Datadog, DogStatsD datagram format; what is said of the client was see
 
 import errno
 import ipaddress
-import select
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
