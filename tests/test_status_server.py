@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator
 
@@ -16,7 +17,7 @@ from status_site import Board, Site, serving
 from forwarder.config_values import Address
 from forwarder.status import server as module
 from forwarder.status.page import Page
-from forwarder.status.server import MOST, StatusServer
+from forwarder.status.server import CONNECTIONS, MOST, StatusServer
 from forwarder.status.view import View, decode
 
 
@@ -145,7 +146,7 @@ async def test_who_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> No
 
 async def test_who_opens_connections_and_says_nothing_keeps_no_probe_out(site: Site) -> None:
     """The oldest of them makes way; else anybody could have the agent restarted by whoever looks whether it lives."""
-    idle = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(2 * MOST + 10)]
+    idle = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(CONNECTIONS + 10)]
     for path in ("/healthz", "/readyz", "/", "/healthz"):
         assert (await site.get(path)).status == 200
     gone = 0
@@ -156,6 +157,81 @@ async def test_who_opens_connections_and_says_nothing_keeps_no_probe_out(site: S
         gone += reader.at_eof() or reader.exception() is not None
         writer.close()
     assert 10 <= gone < MOST
+
+
+# In a process of its own, whose files are not ours: opens connections, and then does nothing until its end.
+VISITORS = """
+import socket, sys, time
+port, count, request = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].encode()
+opened = []
+for _ in range(count):
+    each = socket.socket()
+    each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    each.setblocking(bool(request))
+    each.connect_ex(("127.0.0.1", port))
+    if request:
+        each.sendall(request)
+        time.sleep(0.02)  # one after the other: so many at once are answered 503
+    opened.append(each)
+print("opened", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.asynccontextmanager
+async def visitors(port: int, count: int, request: str = "") -> AsyncIterator[None]:
+    """So many, who have all come."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        VISITORS,
+        str(port),
+        str(count),
+        request,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        assert await process.stdout.readline() == b"opened\n"
+        yield
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def test_who_does_not_read_keeps_no_probe_out(site: Site) -> None:
+    """Answers that nobody takes wait in connections that are in use, and these make way too."""
+    site.board.shown = views.view([views.degraded("t", 9000)])  # a page larger than what the kernel keeps
+    async with visitors(site.port, CONNECTIONS + 10, "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"):
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+        for path in ("/healthz", "/readyz", "/healthz"):
+            assert (await site.get(path)).status == 200
+
+
+async def test_those_that_come_at_once_do_not_all_push_out_the_same_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds in one turn of the loop: there are never many more than the limit."""
+    found: set[object] = set()
+    most = 0
+
+    class Counted(module._Connection):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
+            nonlocal most
+            found.add(self)
+            super().connection_made(transport)
+            most = max(most, len(found))
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            found.remove(self)
+            super().connection_lost(exc)
+
+    monkeypatch.setattr(module, "_Connection", Counted)
+    async with serving(Address("127.0.0.1", 0), Board()) as site, visitors(site.port, 900):
+        for _ in range(300):
+            await asyncio.sleep(0.01)
+        assert (await site.get("/healthz")).status == 200
+    assert CONNECTIONS < most <= CONNECTIONS + MOST
 
 
 async def test_pages_have_a_limit_and_probes_have_none(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,8 +47,8 @@ HEADERS: Final = (
     ("Cache-Control", "no-store"),
     ("Connection", "close"),
 )
-# For what is no page: nothing in it may be run, shown in a frame or fetched.
 PROBES: Final = frozenset({"/healthz", "/readyz"})  # answered also while pages are not
+# For what is no page: nothing in it may be run, shown in a frame or fetched.
 NOTHING: Final = "default-src 'none'; frame-ancestors 'none'"
 
 
@@ -182,8 +182,11 @@ class _Connection(H11Protocol):
         super().connection_made(transport)
         self.limit = self.loop.call_later(PER_CONNECTION, transport.abort)
         if len(self.connections) > CONNECTIONS:  # each takes one of the files that polls and sends need
-            silent = [each for each in self.connections if isinstance(each, _Connection) and each.cycle is None]
-            oldest = min(silent, key=lambda each: each.limit.when(), default=self)
+            # Who has not asked yet, else whose answer only waits to be read.
+            others = [each for each in self.connections if isinstance(each, _Connection) and each is not self]
+            idle = [each for each in others if each.cycle is None or each.cycle.response_complete]
+            oldest = min(idle, key=lambda each: (each.cycle is not None, each.limit.when()), default=self)
+            self.connections.discard(oldest)  # as is done when it is lost, but many may come before that
             oldest.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -225,7 +228,7 @@ class StatusServer:
             proxy_headers=False,
             server_header=False,
             date_header=False,
-            backlog=MOST,  # asyncio accepts so many before it lets any of them go
+            backlog=MOST // 2,  # asyncio accepts so many before it reads from any: they must not push out one another
             h11_max_incomplete_event_size=HEAD,
             timeout_graceful_shutdown=1,
         )
