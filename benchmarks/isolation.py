@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from receivers import STAMP, Receiver, child, receiving, until_input_ends
+from receivers import KEY, SINKS, STAMP, Receiver, child, receiving, sink, until_input_ends
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -36,17 +36,11 @@ from program import agent
 TARGETS: Final = 10
 POLL: Final = 0.1  # seconds
 WARM: Final = 2.0  # seconds after the first delivery that do not count: everything is read at once then
-KEY: Final = {"BENCH_KEY": "0123456789abcdef0123456789abcdef01234567"}
 # Of the third sink: which hangs, which refuses.
 BESIDE: Final = {
     "otlp": ("datadog", "newrelic"),
     "newrelic": ("otlp", "datadog"),
     "datadog": ("newrelic", "otlp"),
-}
-SINKS: Final = {
-    "otlp": 'type = "otlp"\nendpoint = "{url}"',
-    "newrelic": 'type = "newrelic"\napi_key = {{ env = "BENCH_KEY" }}\nurl = "{url}"\nevents_url = "{url}"',
-    "datadog": 'type = "datadog"\ntransport = "api"\napi_key = {{ env = "BENCH_KEY" }}\nurl = "{url}"',
 }
 
 
@@ -66,7 +60,7 @@ def configuration(proxy: str, names: int, sinks: dict[str, str]) -> str:
         for n in range(TARGETS)
     ]
     # Two seconds, so that what hangs is given up and tried again within a round.
-    parts += [f'[sinks.{name}]\n{SINKS[name].format(url=url)}\ntimeout = "2s"\n' for name, url in sinks.items()]
+    parts += [f'{sink(name, url)}timeout = "2s"\n' for name, url in sinks.items()]
     return "\n".join(parts)
 
 

@@ -32,7 +32,7 @@ from typing import Any, Final
 
 import psutil
 from polls import Poll, polls_of_a_proxy
-from receivers import STAMP, Receiver, receiving
+from receivers import KEY, SINKS, STAMP, Receiver, receiving, sink
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -52,30 +52,6 @@ REAL_PAUSE: Final = 0.5  # seconds of a pump's pause that are not compressed: el
 ALONE: Final = 5.0  # seconds in which one sink drains alone
 CAUGHT_UP: Final = 1000  # events
 LIVE: Final = 0.1  # seconds between two live puts
-KEY: Final = {"BENCH_KEY": "0123456789abcdef0123456789abcdef01234567"}
-# Datadog with its Historical Metrics Ingestion, without which it takes nothing that is an hour old.
-CONFIG: Final = """
-[agent]
-state_dir = "{folder}"
-{spool}
-[[targets]]
-name = "p0"
-url = "{url}"
-[sinks.otlp]
-type = "otlp"
-endpoint = "{url}"
-[sinks.newrelic]
-type = "newrelic"
-api_key = {{ env = "BENCH_KEY" }}
-url = "{url}"
-events_url = "{url}"
-[sinks.datadog]
-type = "datadog"
-transport = "api"
-api_key = {{ env = "BENCH_KEY" }}
-url = "{url}"
-max_age = "2d"
-"""
 
 
 class Clock:
@@ -286,7 +262,9 @@ class Outage:
 def configured(folder: str, url: str, max_bytes: int | None) -> Config:
     path = Path(folder, "config.toml")
     spool = f"[spool]\nmax_bytes = {max_bytes}" if max_bytes else ""
-    path.write_text(CONFIG.format(folder=folder, url=url, spool=spool))
+    tables = [f'[agent]\nstate_dir = "{folder}"', spool, f'[[targets]]\nname = "p0"\nurl = "{url}"']
+    # Datadog with its Historical Metrics Ingestion, without which it takes nothing that is an hour old.
+    path.write_text("\n".join([*tables, *(sink(name, url) for name in SINKS), 'max_age = "2d"\n']))
     return load(path, KEY)
 
 

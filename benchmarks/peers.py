@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-from receivers import child, until_input_ends
+from receivers import KEY, SINKS, child, sink, until_input_ends
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -31,22 +31,6 @@ from program import PROGRAM, environment
 
 NAMES: Final = ("ours", "vmagent", "prometheus", "script")
 DEPLOYMENTS: Final = 20
-KEY: Final = {"BENCH_KEY": "0123456789abcdef0123456789abcdef01234567"}
-SINKS: Final = """
-[sinks.otlp]
-type = "otlp"
-endpoint = "{url}"
-[sinks.newrelic]
-type = "newrelic"
-api_key = {{ env = "BENCH_KEY" }}
-url = "{url}"
-events_url = "{url}"
-[sinks.datadog]
-type = "datadog"
-transport = "api"
-api_key = {{ env = "BENCH_KEY" }}
-url = "{url}"
-"""
 
 
 def free_port() -> int:
@@ -93,7 +77,7 @@ def _ours(folder: Path, urls: Sequence[str], to: str, interval: float | None) ->
     every = "" if interval is None else f'interval = "{interval:g}s"\nmetrics = {{ interval = "{interval:g}s" }}\n'
     targets = "".join(f'[[targets]]\nname = "t{n}"\nurl = "{url}"\n{every}' for n, url in enumerate(urls))
     agent = f'[agent]\nstate_dir = "state"\nlisten = "127.0.0.1:{free_port()}"\n'
-    (folder / "config.toml").write_text(agent + targets + SINKS.format(url=to))
+    (folder / "config.toml").write_text(agent + targets + "".join(sink(name, to) for name in SINKS))
     return [*PROGRAM, "run"]
 
 

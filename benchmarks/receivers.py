@@ -26,6 +26,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from backends.http_server import Answer, Request, Response, ScriptedServer
 
 STAMP: Final = "litellm_served"  # the gauge whose value is the time at which the proxy was read
+KEY: Final = {"BENCH_KEY": "0123456789abcdef0123456789abcdef01234567"}  # the environment of who has these sinks
+SINKS: Final = {
+    "otlp": 'type = "otlp"\nendpoint = "{url}"',
+    "newrelic": 'type = "newrelic"\napi_key = {{ env = "BENCH_KEY" }}\nurl = "{url}"\nevents_url = "{url}"',
+    "datadog": 'type = "datadog"\ntransport = "api"\napi_key = {{ env = "BENCH_KEY" }}\nurl = "{url}"',
+}
 _JSON: Final = {"content-type": "application/json"}
 _ID: Final = "01234567-89ab-cdef-0123-456789abcdef"
 _ANSWERS: Final = {
@@ -38,6 +44,11 @@ _ANSWERS: Final = {
     "/api/v1/events": ("datadog", Response(202, b'{"status":"ok"}', _JSON)),
     "/api/v1/write": ("remote_write", Response(204, b"", {})),
 }
+
+
+def sink(name: str, url: str) -> str:
+    """Its table in a configuration; further keys may follow."""
+    return f"[sinks.{name}]\n{SINKS[name].format(url=url)}\n"
 
 
 class Intakes:

@@ -418,7 +418,10 @@ class Pump:
         done, _ = await asyncio.wait([sending], timeout=self._timeout + GRACE)
         if not done:
             # It cannot be ended from outside, and a second send beside it would break the contract: tell and wait.
-            self._failed("retrying", "bug in the sink: a send does not return within its timeout")
+            self._failed(
+                "retrying",
+                "a send does not return within its timeout: the name of its host hangs in DNS, or a bug in the sink",
+            )
         answer = await sending
         if isinstance(answer, Delivered | Retry | Rejected | Blocked):
             return answer

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from backends.sinks import FakeClock, WatchedSpool
@@ -204,3 +205,38 @@ async def staged(folder: Path, rules: Rules | None = None) -> AsyncIterator[Stag
 
 def told(messages: Sequence[Message]) -> str:
     return "\n".join(message.text for message in messages)
+
+
+class Receiving(Protocol):
+    """A mail server, fake or real."""
+
+    ca_file: Path
+
+    def url(self) -> str: ...
+
+
+def configured(folder: Path, url: str, mail: Receiving, more: str = "") -> dict[str, str]:
+    """The environment for a configuration with that proxy and that mail server."""
+    (folder / "config.toml").write_text(
+        f"""
+[agent]
+state_dir = "state"
+
+[[targets]]
+name = "prod"
+url = "{url}"
+interval = "1s"
+health = {{ interval = "15s", background = "on" }}
+changes = {{ failure_threshold = 1, success_threshold = 1 }}
+
+[sinks.mail]
+type = "notify"
+url = {{ env = "MAIL_URL" }}
+ca_file = "{mail.ca_file}"
+group = "1s"
+time_zone = "Europe/Berlin"
+public_url = "https://status.example.com/"
+{more}
+"""
+    )
+    return {"MAIL_URL": mail.url()}

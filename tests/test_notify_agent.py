@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from backends.litellm import Deployment, FakeLiteLLM
 from backends.notify import PASSWORD, MailServer, Webhook
+from notify_support import configured
 from program import PATIENCE, Running, agent, call
 
 URL = {"MAIL_URL": ""}
@@ -18,33 +19,6 @@ def mail() -> Iterator[MailServer]:
     server = MailServer()
     yield server
     server.close()
-
-
-def configured(folder: Path, url: str, mail: MailServer, more: str = "") -> dict[str, str]:
-    """The environment for a configuration with that proxy and that mail server."""
-    (folder / "config.toml").write_text(
-        f"""
-[agent]
-state_dir = "state"
-
-[[targets]]
-name = "prod"
-url = "{url}"
-interval = "1s"
-health = {{ interval = "15s", background = "on" }}
-changes = {{ failure_threshold = 1, success_threshold = 1 }}
-
-[sinks.mail]
-type = "notify"
-url = {{ env = "MAIL_URL" }}
-ca_file = "{mail.ca_file}"
-group = "1s"
-time_zone = "Europe/Berlin"
-public_url = "https://status.example.com/"
-{more}
-"""
-    )
-    return {"MAIL_URL": mail.url()}
 
 
 async def arrived(running: Running, mail: MailServer, count: int) -> None:

@@ -454,7 +454,7 @@ async def test_a_send_that_never_returns_is_told_and_can_be_cancelled(
     pump = rig.pump(sink)
     running = asyncio.create_task(pump.run(asyncio.Event()))
     await _until(lambda: bool(sink.calls) and pump.status.state == "retrying")
-    assert pump.status.reason == "bug in the sink: a send does not return within its timeout"
+    assert pump.status.reason.startswith("a send does not return within its timeout: the name of its host hangs")
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

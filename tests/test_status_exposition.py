@@ -1,18 +1,22 @@
 """The agent's own Prometheus page, read by prometheus_client's parser."""
 
+import asyncio
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from backends.litellm import FakeLiteLLM
 from program import agent, write_config
 from prometheus_client.parser import text_string_to_metric_families
+from spool_stores import Clock
 from status_site import site_of
 from test_status_history import NOW, alive, feed, history, listing, reading
 
 from forwarder import catalog
 from forwarder.events import Metric
+from forwarder.status.board import Board
 from forwarder.status.exposition import CONTENT_TYPE, metric_name, page
 
 HOSTILE = 'a"b\\c\nd} 1\nevil_metric{x="\ud800é'
@@ -102,3 +106,27 @@ async def test_the_running_agent(tmp_path: Path) -> None:
             found = samples(answer.body.decode())
             assert found["forwarder_info"][0][1] == 1
             assert ("litellm_health" in found) == expose
+
+
+async def test_the_page_is_made_once_a_second_for_all_who_ask(tmp_path: Path) -> None:
+    """Who scrapes it costs the agent no more for scraping often."""
+    measured = 0
+
+    class Parts:
+        config = SimpleNamespace(agent=SimpleNamespace(state_dir=tmp_path, expose_health=False))
+        pollers = ()
+
+        async def measure(self) -> list[Metric]:
+            nonlocal measured
+            measured += 1
+            await asyncio.sleep(0)
+            return [Metric("forwarder.info", "gauge", "1", NOW, float(measured))]
+
+    clock = Clock()
+    board = Board(Parts(), clock=clock)  # type: ignore[arg-type] # as much of an agent as is asked for
+    assert len({*await asyncio.gather(*(board.metrics() for _ in range(20)))}) == 1
+    clock.tick(0.9)
+    await board.metrics()
+    assert measured == 1
+    clock.tick(0.2)
+    assert "forwarder_info 2" in await board.metrics()

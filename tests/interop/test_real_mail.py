@@ -4,31 +4,10 @@ import signal
 from pathlib import Path
 
 from backends.litellm import Deployment, FakeLiteLLM
+from notify_support import configured
 from program import Running, agent, call
 
 from interop.exim import PASSWORD, Exim, exim
-
-
-def configure(folder: Path, url: str, server: Exim) -> dict[str, str]:
-    (folder / "config.toml").write_text(
-        f"""
-        [agent]
-        state_dir = "state"
-        listen = "off"
-        [[targets]]
-        name = "prod"
-        url = "{url}"
-        interval = "1s"
-        health = {{ interval = "15s", background = "on" }}
-        changes = {{ failure_threshold = 1, success_threshold = 1 }}
-        [sinks.mail]
-        type = "notify"
-        url = {{ env = "MAIL_URL" }}
-        ca_file = "{server.ca_file}"
-        group = "1s"
-        """
-    )
-    return {"MAIL_URL": server.url()}
 
 
 async def delivered(running: Running, server: Exim, count: int) -> None:
@@ -40,7 +19,7 @@ async def test_an_outage_is_one_mail_and_its_end_another_in_the_same_thread(tmp_
     """Over STARTTLS with a log-in; the second waits in the spool while the mail server is dead, through a restart."""
     async with exim() as server, FakeLiteLLM("1.106.2") as proxy:
         proxy.deployments = [Deployment(f"openai/gpt-{n}", f"gpt-{n}") for n in range(3)]
-        env = configure(tmp_path, proxy.url, server)
+        env = configured(tmp_path, proxy.url, server)
         async with agent(tmp_path, env=env) as running:
             await running.until(lambda: proxy.asked("/health") >= 2)
             proxy.deployments[1].error = "timeout"
@@ -74,7 +53,7 @@ async def test_an_outage_is_one_mail_and_its_end_another_in_the_same_thread(tmp_
 async def test_what_a_real_server_refuses_is_told_with_its_fix(tmp_path: Path) -> None:
     """A recipient that is not there, a wrong password: each in words that help, with the code of the server."""
     async with exim() as server:
-        env = configure(tmp_path, "http://127.0.0.1:1", server)
+        env = configured(tmp_path, "http://127.0.0.1:1", server)
         some = await call("notify", "test", cwd=tmp_path, env={"MAIL_URL": server.url("&to=nobody@x.test,ops@x.test")})
         none = await call("notify", "test", cwd=tmp_path, env={"MAIL_URL": server.url("&to=nobody@x.test")})
         wrong = await call("notify", "test", cwd=tmp_path, env={"MAIL_URL": server.url(password="wrong")})
