@@ -30,7 +30,7 @@ from forwarder.normalize.reading import Endpoint
 from forwarder.poll import endpoints_of
 from forwarder.pump import in_thread
 from forwarder.sinks.base import Blocked, Delivered, Rejected, Retry, Sink
-from forwarder.spool.lock import refuse_folder
+from forwarder.spool.lock import open_to_all, refuse_folder
 from forwarder.status import client as status
 from forwarder.status.client import NoAgentError
 
@@ -100,6 +100,9 @@ def state_folder(config: Config) -> Iterator[Finding]:
     except StateFolderError as error:
         yield Finding("state folder", "bad", str(error))
         return
+    if there == folder and open_to_all(folder):
+        text = f"every user may write {folder}: others can remove or replace what is in it"
+        yield Finding("state folder", "warning", text, f"chmod o-w {folder}")
     yield Finding("state folder", "good", f"{folder} can be written" if there == folder else f"{folder} can be made")
     free, wanted = shutil.disk_usage(there).free, config.spool.max_bytes
     if free < min(wanted, SCARCE):

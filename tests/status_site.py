@@ -24,6 +24,7 @@ class Board:
         self.problem: str | None = None
         self.waiting: list[str] = []
         self.views = 0  # given
+        self.state_folder = ""
 
     async def view(self) -> View:
         self.views += 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 import status_views as views
-from backends.http_server import Response, ScriptedServer, always
+from backends.http_server import Response, ScriptedServer, always, raw
 from program import call, on_terminal, write_config
 from status_site import Board, Site, serving
 
@@ -137,6 +137,24 @@ async def test_alive_outlives_a_file_that_was_broken_meanwhile(site: Site, tmp_p
         file.write(broken)
     assert (await call("validate", cwd=tmp_path)).code == 78
     assert (await call("alive", cwd=tmp_path)).out == "alive\n"
+
+
+async def test_another_agent_at_our_address_does_not_make_ours_alive(site: Site, tmp_path: Path) -> None:
+    """Told by the state folder; where no configuration says which is ours, whoever answers is meant."""
+    write_config(tmp_path, ["http://127.0.0.1:1"], listen=f"127.0.0.1:{site.port}")
+    site.board.state_folder = "another"
+    finished = await call("alive", cwd=tmp_path)
+    assert finished.code == 1
+    assert "another agent answers" in finished.err
+    assert (await call("alive", "--url", site.url, cwd=tmp_path)).code == 0
+
+
+async def test_what_speaks_no_http_is_no_agent(tmp_path: Path) -> None:
+    """A mail server, say."""
+    async with ScriptedServer(always(raw(b"220 mail.example.test ESMTP\r\n"))) as server:
+        finished = await call("status", "--url", server.url, cwd=tmp_path)
+    assert finished.code == 2
+    assert "is no litellm-forwarder: it speaks no HTTP" in finished.err
 
 
 @pytest.mark.parametrize("text", ["no TOML", "", "agent = 5", '[agent]\nlisten = "nonsense"'])

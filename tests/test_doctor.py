@@ -89,6 +89,10 @@ async def test_files_and_folders(reachable: Path) -> None:
         assert code == 0
         assert "can be read by every user" in said(findings, "secrets", "warning")
         key.chmod(0o600)
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state").chmod(0o777)
+        assert "every user may write" in said((await doctor(tmp_path))[1], "state folder", "warning")
+        (tmp_path / "state").rmdir()
         (tmp_path / "state").write_text("a file")
         code, findings = await doctor(tmp_path)
         assert code == 1

@@ -162,3 +162,11 @@ def test_a_file_that_is_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
     with pytest.raises(StateFolderError, match=r"cannot use \S+/lock: Is a directory. Give it to this user \(chown\)"):
         StateLock(tmp_path).acquire()
+
+
+def test_a_state_folder_that_is_a_file_is_called_so(tmp_path: Path) -> None:
+    """Also where it stands in the way of a folder below it."""
+    (tmp_path / "state").write_text("")
+    for folder in (tmp_path / "state", tmp_path / "state" / "below"):
+        with pytest.raises(StateFolderError, match="it is not a folder"):
+            StateLock(folder).acquire()

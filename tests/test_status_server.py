@@ -43,10 +43,12 @@ async def test_what_it_serves(site: Site) -> None:
 
 async def test_health_and_readiness_are_the_agents_own(site: Site) -> None:
     """200 or 503, with the reasons, whatever proxies and sinks do."""
+    site.board.state_folder = "0f"
+    said = {"service": "litellm-forwarder", "status": "ok", "problems": [], "state_folder": "0f"}
     for path in ("/healthz", "/readyz"):
         answer = await site.get(path)
         assert answer.status == 200
-        assert json.loads(answer.body) == {"service": "litellm-forwarder", "status": "ok", "problems": []}
+        assert json.loads(answer.body) == said
     site.board.problem, site.board.waiting = "the scheduler is 90 s behind", ["target eu was not read yet"]
     answer = await site.get("/healthz")
     assert answer.status == 503

@@ -72,7 +72,8 @@ def alive(config_path: Path | None, url: str | None, timeout: float) -> int:
     by now. Exit code 0: yes; 1: no, or none answers.
     """
     try:
-        problems = client.alive(_probed(config_path, url), timeout)
+        base, expected = _probed(config_path, url)
+        problems = client.alive(base, timeout, expected)
     except NoAgentError as error:
         problems = [str(error)]
     if not problems:
@@ -82,12 +83,12 @@ def alive(config_path: Path | None, url: str | None, timeout: float) -> int:
     return Exit.UNHEALTHY
 
 
-def _probed(config_path: Path | None, url: str | None) -> str:
+def _probed(config_path: Path | None, url: str | None) -> tuple[str, str]:
     """A file that was broken while the agent runs is no reason to kill the agent: it could not start again with it."""
     try:
-        return _asked(config_path, url)[0]
+        return _asked(config_path, url)
     except ConfigError:
-        return client.base_url(listen(config_path))
+        return client.base_url(listen(config_path)), ""
 
 
 def _asked(config_path: Path | None, url: str | None) -> tuple[str, str]:

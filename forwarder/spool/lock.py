@@ -82,12 +82,16 @@ def refuse_folder(folder: Path) -> None:
                 f"the state folder {folder} belongs to another user (uid {found.st_uid}), who could make the agent "
                 "write elsewhere; give it to this user (chown), or set state_dir in [agent] to another one"
             )
-    # A volume of a container is often so, and seen by it alone.
-    if folder.stat().st_mode & stat.S_IWOTH and not folder.is_mount():
+    if open_to_all(folder):
         log.warning(
             "every user may write the state folder: others can remove or replace what is in it",
             extra={"fields": {"folder": folder, "fix": f"chmod o-w {folder}"}},
         )
+
+
+def open_to_all(folder: Path) -> bool:
+    """Whether every user may write it. A volume of a container often is so, and seen by it alone."""
+    return bool(folder.stat().st_mode & stat.S_IWOTH) and not folder.is_mount()
 
 
 def refuse_file(path: Path, *, owner: bool = True) -> None:
@@ -113,7 +117,10 @@ def unusable(folder: Path, error: OSError) -> str:
     name = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else folder
     if name.parent == folder:  # the folder is right, and a file in it is not
         return f"cannot use {name}: {error.strerror or error}. Give it to this user (chown), or move it away"
+    reason = (
+        "it is not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror or error
+    )
     return (
-        f"cannot use the state folder {folder}: {error.strerror or error}. "
+        f"cannot use the state folder {folder}: {reason}. "
         "Make it a folder that this user may write, or set state_dir in [agent] to another one"
     )

@@ -54,7 +54,7 @@ class Board:
         self._parts = parts
         self._clock = clock
         self._started = clock()
-        self._state_folder = fingerprint(parts.config.agent.state_dir)
+        self.state_folder: Final = fingerprint(parts.config.agent.state_dir)
         self._histories: dict[str, History] = {}
         self._restored: dict[str, Stored] = {}
         self._stored_at: dict[str, int] = {}
@@ -161,7 +161,7 @@ class Board:
             ],
             changes=self._changes,
             not_ready=self.not_ready(),
-            state_folder=self._state_folder,
+            state_folder=self.state_folder,
         )
 
     async def metrics(self) -> str:

@@ -48,13 +48,12 @@ def view(url: str, timeout: float, expected: str = "") -> View:
         view = decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise NoAgentError(f"what answers at {url} is no litellm-forwarder") from None
-    if expected and view.state_folder not in ("", expected):
-        raise NoAgentError(f"another agent answers at {url}: its state folder is not agent.state_dir")
+    _refuse_another(view.state_folder, expected, url)
     return view
 
 
-def alive(url: str, timeout: float) -> list[str]:
-    """What is wrong with the agent itself; empty: nothing. Raises NoAgentError."""
+def alive(url: str, timeout: float, expected: str = "") -> list[str]:
+    """What is wrong with the agent itself; empty: nothing. `expected` as of `view`. Raises NoAgentError."""
     status, body = _get(url, "/healthz", timeout)
     try:
         found = msgspec.json.decode(body, type=dict[str, object])
@@ -62,9 +61,15 @@ def alive(url: str, timeout: float) -> list[str]:
         found = {}
     if found.get("service") != SERVICE:
         raise NoAgentError(f"what answers at {url} is no litellm-forwarder (HTTP {status})")
+    _refuse_another(found.get("state_folder", ""), expected, url)
     problems = found.get("problems")
     wrong = [str(each) for each in problems] if isinstance(problems, list) else []
     return wrong if status == 200 else wrong or ["it says that it is not well"]
+
+
+def _refuse_another(theirs: object, expected: str, url: str) -> None:
+    if expected and theirs not in ("", expected):
+        raise NoAgentError(f"another agent answers at {url}: its state folder is not agent.state_dir")
 
 
 def _get(url: str, path: str, timeout: float) -> tuple[int, bytes]:
@@ -86,5 +91,7 @@ def _get(url: str, path: str, timeout: float) -> tuple[int, bytes]:
         ) from None
     except httpx.TimeoutException:
         raise NoAgentError(f"no agent answers at {url} within {timeout:g} s") from None
+    except httpx.ProtocolError:
+        raise NoAgentError(f"what answers at {url} is no litellm-forwarder: it speaks no HTTP") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise NoAgentError(f"no agent answers at {url}: {type(error).__name__}") from None

@@ -55,6 +55,8 @@ NOTHING: Final = "default-src 'none'; frame-ancestors 'none'"
 class Shown(Protocol):
     """What is shown; `forwarder.status.board.Board` is it."""
 
+    @property
+    def state_folder(self) -> str: ...
     async def view(self) -> View: ...
     async def metrics(self) -> str: ...
     def dead(self) -> str | None: ...
@@ -78,10 +80,10 @@ def app(board: Shown, *, loopback: bool) -> ASGIApp:
         return Response(await board.metrics(), headers={"Content-Type": exposition.CONTENT_TYPE})
 
     async def healthz(_request: Request) -> Response:
-        return _verdict([reason] if (reason := board.dead()) else [])
+        return _verdict([reason] if (reason := board.dead()) else [], board.state_folder)
 
     async def readyz(_request: Request) -> Response:
-        return _verdict(board.not_ready())
+        return _verdict(board.not_ready(), board.state_folder)
 
     async def bug(request: Request, error: Exception) -> Response:
         log.error("bug in the status server", exc_info=error, extra=fields(path=request.url.path))
@@ -114,10 +116,9 @@ class _Rendered:
             return self._body
 
 
-def _verdict(problems: list[str]) -> Response:
-    return JSONResponse(
-        {"service": SERVICE, "status": "fail" if problems else "ok", "problems": problems}, 503 if problems else 200
-    )
+def _verdict(problems: list[str], state_folder: str) -> Response:
+    said = {"service": SERVICE, "status": "fail" if problems else "ok", "problems": problems}
+    return JSONResponse({**said, "state_folder": state_folder}, 503 if problems else 200)
 
 
 class _Guard:

@@ -3,6 +3,7 @@ says how to repeat it.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -91,8 +92,10 @@ def _body(path: Path) -> bytes:
 def main(seconds: str) -> int:
     failed = []
     for target in TARGETS:
-        with tempfile.TemporaryDirectory() as corpus:
-            seeds(target, Path(corpus))
+        with tempfile.TemporaryDirectory() as folder:
+            (scratch := Path(folder, "scratch")).mkdir()
+            (corpus := Path(folder, "seeds")).mkdir()
+            seeds(target, corpus)
             crashes = TESTS.parent / "build" / "fuzz" / target
             crashes.mkdir(parents=True, exist_ok=True)
             options = [
@@ -101,8 +104,9 @@ def main(seconds: str) -> int:
                 "-rss_limit_mb=2048",
                 f"-artifact_prefix={crashes}/",
             ]
-            command = [sys.executable, str(HERE / "targets.py"), target, *options, corpus]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            command = [sys.executable, str(HERE / "targets.py"), target, *options, str(corpus)]
+            environ = {**os.environ, "TMPDIR": str(scratch)}  # what libFuzzer's exit leaves behind goes with it
+            result = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
         runs = re.search(r"Done (\d+) runs", result.stderr)
         sys.stdout.write(f"{target}: {runs.group(1) + ' runs, nothing found' if runs else 'FOUND SOMETHING'}\n")
         sys.stdout.flush()
