@@ -24,8 +24,8 @@ from receivers import Receiver, receiving
 
 STARTS: Final = 3
 PATIENCE: Final = 30.0  # seconds until a first delivery
-WARM: Final = 20.0  # seconds: the start, and a first reading of everything
 MANY: Final = 200
+WARM: Final = {1: 20.0, MANY: 75.0}  # seconds: the start, and a first reading of everything
 WINDOW: Final = {1: 45.0, MANY: 30.0}  # seconds; multiples of the default intervals but that of /health
 
 
@@ -60,7 +60,7 @@ async def footprint(url: str, receiver: Receiver, targets: int) -> dict[str, Any
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             peer = running(name, folder, [url] * targets, receiver.url)
             processes[name] = await stack.enter_async_context(peer)
-        await asyncio.sleep(WARM)
+        await asyncio.sleep(WARM[targets])
         before = {name: used(process) for name, process in processes.items()}
         await asyncio.sleep(WINDOW[targets])
         found = {}

@@ -13,6 +13,9 @@ What an outcome leads to (the table of DESIGN and docs/architecture.md):
 A sink with a memory (`Remembering`) gets it back at the start, and has it stored with every settlement; where nothing
 is waiting it is called when its time has come, and once more at the end of a drain.
 
+A pump that has caught up rests after a send for some times as long as that took, so that what comes meanwhile goes
+together: with one proxy nobody notices, with two hundred each batch would be a request of its own, three times over.
+
 A send that was made is never forgotten: when the spool cannot take its settlement (a full disk), the pump holds on to
 it and sends nothing more until it is written, so that a full disk causes no duplicates.
 """
@@ -45,10 +48,13 @@ REFUSALS: Final = 10  # single events refused in a row before the sink itself is
 GRACE: Final = 5.0  # seconds past its timeout after which a send is reported as stuck
 NO_EVENT: Final = Settlement(Position())  # which moves no place, and stores its state all the same
 IDLE: Final = 5.0  # seconds between looks at an empty queue: another process may replay into it
+REST: Final = 4.0  # times as long as reading, sending and settling took, once the newest was sent
+LONGEST_REST: Final = 0.25  # seconds
+FRESH: Final = 1.0  # seconds since it was observed: who sent something newer has caught up
 
 T = TypeVar("T")
 State = Literal["idle", "delivering", "retrying", "blocked", "spool_unavailable"]
-Step = Literal["done", "empty", "failed"]  # failed: a pause is due before the next
+Step = Literal["done", "live", "empty", "failed"]  # live: done, and caught up; failed: a pause is due before the next
 Sleep = Callable[[float], Awaitable[None]]
 
 
@@ -138,8 +144,9 @@ class Pump:
             if self._leaving:
                 return False
             draining = stop.is_set()
+            began = time.monotonic()
             step = await self._step(last=last)
-            if draining and step != "done":
+            if draining and step in ("empty", "failed"):
                 if step == "empty" and not last:
                     last = True
                     continue
@@ -148,6 +155,8 @@ class Pump:
                 await self._wait(stop, self._spool.wait(self.sink.name, self._idle()))
             elif step == "failed":
                 await self._wait(stop, self._pause())
+            elif step == "live" and not draining:
+                await self._wait(stop, asyncio.sleep(min(LONGEST_REST, REST * (time.monotonic() - began))))
 
     def _take_over(self) -> None:
         if self._next is None:
@@ -248,7 +257,13 @@ class Pump:
         self._refusals = 0
         self._tell()
         self._success()
-        return "done"
+        return "live" if self._caught_up(pieces, count) else "done"
+
+    def _caught_up(self, pieces: Sequence[Piece], sent: int) -> bool:
+        """Whether a send had what is new, and much less than a request holds."""
+        full = sent < _count(pieces) or sent > self.sink.limits.max_events // 2
+        searching = self._suspect or self._careful
+        return not full and not searching and abs(self._clock() - pieces[-1].batch.time) < FRESH * 1e9
 
     def _partly_refused(self, count: int, reason: str) -> None:
         """Told at once, then once an hour with their number since: what is over a limit is so in every request."""

@@ -1,6 +1,8 @@
 """When polls are made: each endpoint at its interval, at a phase of its own. The only module that knows APScheduler.
 
 APScheduler starts the polls; what they come to is the poller's. A job only starts a task, so that it is over at once.
+One poll begins in each pass of the event loop: with more to do than one core can, polls begin late, and say so. Begun
+all at once, they would time out while the agent reads the others' replies, and every proxy would seem to be slow.
 Adding and removing one target touches no job of another: APScheduler would begin their intervals anew (3.11.3).
 """
 
@@ -30,6 +32,7 @@ MISFIRE_GRACE: Final = 60  # seconds
 CLOCK_LOOK: Final = 5.0  # seconds between comparisons of wall clock and monotonic clock
 CLOCK_STEP: Final = 2.0  # seconds of difference that count as a step
 FIRST_SPREAD: Final = 0.02  # seconds from one target's first polls to the next one's: a start is no stampede
+LATE: Final = 5.0  # seconds of waiting for its turn after which a poll that begins is told of
 BEAT: Final = 5.0  # seconds between the scheduler's own signs of life
 BEAT_JOB: Final = "beat"  # no target's: theirs have a slash
 
@@ -44,6 +47,9 @@ class Schedule:
         self._scheduler.add_listener(self._submitted, EVENT_JOB_SUBMITTED)
         self._pollers: list[Poller] = []
         self._polls: dict[asyncio.Task[None], Poller] = {}
+        self._turn = asyncio.Lock()
+        self._waiting: set[tuple[Poller, Endpoint]] = set()  # for their turn
+        self._late = Reminder(0)
         self._bugs: dict[str, tuple[type[Exception], Reminder]] = {}
         self._stopping = False
         self._beaten = steady()
@@ -106,6 +112,11 @@ class Schedule:
 
     async def _poll(self, poller: Poller, endpoint: Endpoint) -> None:
         job = job_id(poller, endpoint)
+        if (poller, endpoint) in self._waiting:
+            return
+        await self._turn_of(poller, endpoint)
+        if self._stopping or poller not in self._pollers:
+            return
         try:
             await poller.tick(endpoint)
         except Exception as error:
@@ -117,6 +128,23 @@ class Schedule:
                 log.exception("bug in polling", extra=fields(target=poller.target.name, endpoint=endpoint))
         else:
             self._bugs.pop(job, None)
+
+    async def _turn_of(self, poller: Poller, endpoint: Endpoint) -> None:
+        """Return in a pass of the event loop in which no other poll begins."""
+        began = self._steady()
+        self._waiting.add((poller, endpoint))
+        try:
+            async with self._turn:
+                await asyncio.sleep(0)
+        finally:
+            self._waiting.discard((poller, endpoint))
+        waited = self._steady() - began
+        self._telemetry.late(waited)
+        if waited > LATE and self._late.due(time.time_ns()):
+            log.warning(
+                "polls begin late: there is more to do than one core can",
+                extra=fields(seconds=f"{waited:.1f}", targets=len(self._pollers)),
+            )
 
     async def watch_clock(
         self,

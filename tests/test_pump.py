@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from backends.sinks import DiarySink, FakeClock, ScriptedSink, WatchedSpool, refusing
+from backends.sinks import DiarySink, FakeClock, Script, ScriptedSink, WatchedSpool, refusing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spool_stores import SECOND, START, account, batch, letters, numbers, pending
@@ -815,6 +815,60 @@ async def test_a_pump_finds_what_is_put_while_it_waits(rig: Rig) -> None:
     stop.set()
     assert await running
     assert sink.taken == [0, 1, 2]
+
+
+async def test_who_has_caught_up_gathers_what_comes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pump rests for a while after it sent what is new; a stop ends that."""
+    monkeypatch.setattr(pumping, "REST", math.inf)
+    monkeypatch.setattr(pumping, "LONGEST_REST", 2 * LATE)
+    sink = ScriptedSink()
+    stop = asyncio.Event()
+    running = asyncio.create_task(rig.pump(sink).run(stop))
+    await rig.spool.put(batch(0))
+    await _until(lambda: sink.taken == [0])
+    for number in (1, 2, 3):
+        await rig.spool.put(batch(number))
+        await asyncio.sleep(0.01)
+    stop.set()
+    async with asyncio.timeout(LATE):
+        assert await running
+    assert sink.calls == [[0], [1, 2, 3]]
+
+
+def _takes_three(values: list[float]) -> object:
+    return Delivered(events=min(3, len(values)))
+
+
+def _hates_five(values: list[float]) -> object:
+    return Rejected("five") if 5 in values else Delivered()
+
+
+@pytest.mark.parametrize(
+    ("script", "most", "age"),
+    [
+        pytest.param((), 2, 0, id="full"),
+        pytest.param((), 5, 0, id="more than half full"),
+        pytest.param((), 1000, 2, id="old"),
+        pytest.param((), 1000, -2, id="ahead of the clock"),
+        pytest.param(_takes_three, 1000, 0, id="in parts"),
+        pytest.param(_hates_five, 1000, 0, id="looking for poison"),
+    ],
+)
+async def test_who_has_not_caught_up_does_not_rest(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, script: Script, most: int, age: int
+) -> None:
+    """A backlog goes out as fast as it can."""
+    monkeypatch.setattr(pumping, "REST", math.inf)
+    monkeypatch.setattr(pumping, "LONGEST_REST", 2 * LATE)
+    for start in range(0, 12, 3):
+        await rig.spool.put(batch(*range(start, start + 3), time=START - age * SECOND))
+    sink = ScriptedSink(script, limits=Limits(max_events=most))
+    stop = asyncio.Event()
+    running = asyncio.create_task(rig.pump(sink).run(stop))
+    wanted = [number for number in range(12) if script != _hates_five or number != 5]
+    await _until(lambda: sink.taken == wanted)
+    stop.set()
+    assert await running
 
 
 async def _until(condition: Callable[[], bool]) -> None:

@@ -11,6 +11,8 @@ from program import write_config
 
 from forwarder import config as settings
 from forwarder.agent import Agent
+from forwarder.normalize.reading import Endpoint
+from forwarder.poll import Poller
 from forwarder.schedule import BEAT_JOB, Schedule, job_id, phased
 
 
@@ -87,6 +89,76 @@ async def test_no_poll_begins_while_stopping(schedule: Schedule, agent: Agent) -
     schedule._stopping = True
     await schedule._tick(agent.pollers[0], "liveliness")
     assert not schedule._polls
+
+
+async def test_one_poll_begins_at_a_time(schedule: Schedule, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are due: each in a pass of its own of the event loop. Two ticks before its turn are one poll."""
+    passes, begun = 0, list[tuple[str, int]]()
+
+    async def tick(poller: Poller, endpoint: Endpoint) -> None:
+        begun.append((job_id(poller, endpoint), passes))
+
+    monkeypatch.setattr(Poller, "tick", tick)
+    for _ in range(2):
+        for poller in agent.pollers:
+            for endpoint in poller.endpoints:
+                await schedule._tick(poller, endpoint)
+    while schedule._polls:
+        passes += 1
+        await asyncio.sleep(0)
+    assert [job for job, _ in begun] == [
+        job_id(each, endpoint) for each in agent.pollers for endpoint in each.endpoints
+    ]
+    assert len({number for _, number in begun}) == len(begun)
+    await schedule._tick(agent.pollers[0], "liveliness")
+    await asyncio.gather(*schedule._polls)
+    assert [job for job, _ in begun].count(job_id(agent.pollers[0], "liveliness")) == 2
+
+
+async def test_what_goes_while_it_waits_is_not_polled(
+    schedule: Schedule, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what comes under its name in the meantime is."""
+    first, *_, last = agent.pollers
+    begun = list[Poller]()
+
+    async def tick(poller: Poller, _: Endpoint) -> None:
+        begun.append(poller)
+
+    monkeypatch.setattr(Poller, "tick", tick)
+    await schedule._tick(first, "liveliness")
+    await schedule._tick(last, "liveliness")
+    await asyncio.sleep(0)
+    schedule.remove(last)
+    another = Agent(agent.config)
+    again = another.pollers[-1]
+    schedule.add(again)
+    await schedule._tick(again, "liveliness")
+    await asyncio.gather(*schedule._polls)
+    assert begun == [first, again]
+    for client in another._clients.values():
+        await client.close()
+
+
+async def test_a_poll_that_begins_late_is_told(
+    agent: Agent, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, with how late; the agent's own metric has it too."""
+    now = [0.0]
+    schedule = Schedule(agent.telemetry, steady=lambda: now[0])
+    late = list[float]()
+    monkeypatch.setattr(agent.telemetry, "late", late.append)
+    monkeypatch.setattr(Poller, "tick", lambda *_: asyncio.sleep(0))
+    for poller in agent.pollers:
+        schedule._pollers.append(poller)
+        await schedule._tick(poller, "liveliness")
+    await asyncio.sleep(0)
+    now[0] = 7.5
+    await asyncio.gather(*schedule._polls)
+    assert late[-1] == 7.5
+    (told,) = [record for record in caplog.records if "begin late" in record.getMessage()]
+    assert told.levelname == "WARNING"
+    assert told.fields == {"seconds": "7.5", "targets": 3}  # type: ignore[attr-defined] # forwarder.logs puts it there
 
 
 async def test_one_target_comes_and_goes_and_the_others_keep_their_times(schedule: Schedule, agent: Agent) -> None:
