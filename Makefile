@@ -36,7 +36,7 @@ fuzz: .venv/.fuzz          ## SECONDS=60 for each target
 
 interop: .venv/.dev       ## against real LiteLLM releases and real metrics servers, which it installs for itself
 	cd tests && ../$(BIN)/python -m interop.install
-	INTEROP=1 LITELLM_FORWARDER_SERVERS=$$(cd tests && ../$(BIN)/python -m interop.install --servers) $(BIN)/pytest -n 0 tests/interop $(ARGS)
+	INTEROP=1 $(BIN)/pytest -n 0 tests/interop $(ARGS)
 
 torture: .venv/.dev       ## ARGS="--seconds 300 --seed 1 --targets 10"; how to read it: docs/operations.md
 	cd tests && ../$(BIN)/python -m torture.storm $(ARGS)

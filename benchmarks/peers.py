@@ -5,13 +5,12 @@
     prometheus  the same, in agent mode
     script      plain_script.py
 
-vmagent and prometheus are looked for below $LITELLM_FORWARDER_SERVERS, where `make interop` unpacks them, and on the
-PATH. What is not at hand is left out, and said.
+vmagent and prometheus are looked for where `make interop` unpacks them, and on the PATH. What is not at hand is left
+out, and said.
 """
 
 import asyncio
 import contextlib
-import os
 import shutil
 import socket
 import sys
@@ -27,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from backends.http_server import Response, always
 from backends.litellm import Deployment, FakeLiteLLM
 from exposition_pages import recorded
+from interop.places import servers
 from program import PROGRAM, environment
 
 NAMES: Final = ("ours", "vmagent", "prometheus", "script")
@@ -41,9 +41,7 @@ def free_port() -> int:
 
 def program(name: str) -> str | None:
     """Where it is, if it is at hand."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get("LITELLM_FORWARDER_SERVERS") or cache / "litellm-forwarder" / "servers")
-    return shutil.which(name, path=str(folder / "usr/bin")) or shutil.which(name)
+    return shutil.which(name, path=str(servers() / "usr/bin")) or shutil.which(name)
 
 
 def at_hand() -> list[str]:

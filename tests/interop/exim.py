@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from interop.places import servers
 from interop.servers import PATIENCE, free_port
 
 USER, PASSWORD = "agent@example.test", "canary-5f1d0c2e"
@@ -63,8 +64,7 @@ plain:
 
 def unpacked() -> Path:
     """Where mailserver.sh has put it. Skips the test, and says so, where it has not."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get("LITELLM_FORWARDER_SERVERS") or cache / "litellm-forwarder" / "servers") / "mail"
+    folder = servers() / "mail"
     if not (folder / "usr/sbin/exim4").is_file():
         pytest.skip(f"NOT TESTED against a real mail server: no usr/sbin/exim4 below {folder}")
     return folder

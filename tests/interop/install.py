@@ -9,27 +9,23 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from interop.litellm_lab import RELEASES, environment_of, home, installed
+from interop.litellm_lab import RELEASES, environment_of, installed
+from interop.places import servers
 
 HERE: Final = Path(__file__).parent
-SERVERS: Final = home() / "servers"
 
 
-def main(arguments: Sequence[str]) -> int:
-    if arguments == ["--servers"]:
-        sys.stdout.write(f"{SERVERS}\n")
-        return 0
+def main() -> int:
     missing = [release for release in RELEASES if not installed(release) and not install(release)]
-    unpack = [shutil.which("bash") or "/bin/bash", str(HERE / "servers.sh"), str(SERVERS)]
-    servers = subprocess.run(unpack, check=False)
-    mail = subprocess.run([unpack[0], str(HERE / "mailserver.sh"), str(SERVERS / "mail")], check=False)
+    bash = shutil.which("bash") or "/bin/bash"
+    metrics = subprocess.run([bash, str(HERE / "servers.sh"), str(servers())], check=False)
+    mail = subprocess.run([bash, str(HERE / "mailserver.sh"), str(servers() / "mail")], check=False)
     for release in missing:
         say(f"NOT INSTALLED: LiteLLM {release}; its tests will be skipped")
-    if servers.returncode:
+    if metrics.returncode:
         say("NOT INSTALLED: Prometheus and VictoriaMetrics; their tests will be skipped")
     if mail.returncode:
         say("NOT INSTALLED: Exim; the tests against a real mail server will be skipped")
@@ -55,4 +51,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -21,6 +21,8 @@ from typing import Any, Final, Self
 import httpx
 from backends.http_server import Request, Response, ScriptedServer
 
+from interop.places import home
+
 RELEASES: Final = ("1.53.1", "1.80.17", "1.106.2")
 MASTER_KEY: Final = "sk-MASTER-LEAKTEST-1"
 PATIENCE: Final = 180.0  # seconds until a proxy must have started; the machine may be busy
@@ -42,12 +44,6 @@ _ERRORS: Final[Mapping[str, tuple[int, dict[str, Any]]]] = {
     "e429": (429, {"message": "Rate limit reached in organization org-LEAKTEST.", "type": "requests"}),
     "e500": (500, {"message": "The server had an error: LEAKTEST", "type": "server_error"}),
 }
-
-
-def home() -> Path:
-    """Where releases and servers are kept between runs."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LITELLM_FORWARDER_INTEROP") or Path(cache) / "litellm-forwarder" / "interop")
 
 
 def environment_of(release: str) -> Path:

@@ -1,9 +1,8 @@
 """Real Prometheus and VictoriaMetrics, where they are at hand: started on free ports, in a folder of their own, and
-stopped. `LITELLM_FORWARDER_SERVERS` names the folder that has `usr/bin/prometheus` and so on.
+stopped.
 """
 
 import json
-import os
 import socket
 import subprocess
 import time
@@ -16,8 +15,8 @@ from urllib.parse import urlencode
 import pytest
 
 from forwarder.events import Attributes
+from interop.places import servers
 
-VARIABLE = "LITELLM_FORWARDER_SERVERS"
 ENOUGH = 30.0  # seconds in which a server starts, and has what it was given
 STEP = 0.05  # seconds between looks
 
@@ -27,11 +26,9 @@ Series = dict[tuple[tuple[str, str], ...], list[Sample]]
 
 def program(name: str) -> Path:
     """Skips the test, with the reason, where it is not there."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get(VARIABLE) or cache / "litellm-forwarder/servers")
-    path = folder / "usr/bin" / name
+    path = servers() / "usr/bin" / name
     if not path.is_file():
-        pytest.skip(f"NOT TESTED against a real {name}: there is none at {path}; {VARIABLE} may name another folder")
+        pytest.skip(f"NOT TESTED against a real {name}: there is none at {path}; `make interop` unpacks it")
     return path
 
 

@@ -13,17 +13,18 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 
+from interop.places import servers
+
 PATIENCE = 30.0  # seconds; a limit for what must happen
 
 
 def binary(name: str) -> Path:
-    """Where the server is: below $LITELLM_FORWARDER_SERVERS, else the user's cache. Skips the test if nowhere."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get("LITELLM_FORWARDER_SERVERS") or cache / "litellm-forwarder" / "servers")
+    """Where the server is: where `make interop` unpacks it. Skips the test if nowhere."""
+    folder = servers()
     for found in (folder / "usr/bin" / name, folder / name):
         if os.access(found, os.X_OK):
             return found
-    pytest.skip(f"NOT TESTED: no {name} below {folder}; LITELLM_FORWARDER_SERVERS names another folder")
+    pytest.skip(f"NOT TESTED: no {name} below {folder}; `make interop` unpacks it")
 
 
 def free_port() -> int:

@@ -1,10 +1,9 @@
 """The metrics page through the agent and OTLP into a real VictoriaMetrics, beside its own scrape of the same page:
-the same queries must come to the same. Needs $LITELLM_FORWARDER_SERVERS, a folder with usr/bin/victoria-metrics.
+the same queries must come to the same. Needs a real VictoriaMetrics.
 """
 
 import asyncio
 import json
-import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,10 +15,10 @@ from backends.http_server import Answer, Request, Response, ScriptedServer
 from exposition_pages import HISTOGRAM, histogram, page
 from program import agent
 
-SERVER = Path(os.environ.get("LITELLM_FORWARDER_SERVERS") or "unset") / "usr/bin/victoria-metrics"
-pytestmark = pytest.mark.skipif(
-    not SERVER.exists(), reason="a real VictoriaMetrics is wanted: set LITELLM_FORWARDER_SERVERS"
-)
+from interop.places import servers
+
+SERVER = servers() / "usr/bin/victoria-metrics"
+pytestmark = pytest.mark.skipif(not SERVER.exists(), reason=f"NOT TESTED: no {SERVER}; `make interop` unpacks it")
 PATIENCE = 60  # seconds
 GROWTH = "max_over_time(litellm_requests_total{%s}[1h]) - min_over_time(litellm_requests_total{%s}[1h])"
 
