@@ -279,9 +279,8 @@ async def test_the_search_finds_what_leaks(tmp_path: Path, code: str) -> None:
             for _ in range(150):
                 await asyncio.sleep(0.2)
                 await world.look_at_pages(running, "/", "/api/status")
-                world.keep_files(
-                    running, "now"
-                )  # not what was sent, which takes ever longer: what is stored soon goes
+                # Not what was sent, which grows with every look: what is stored is soon gone again.
+                world.keep_files(running, "now")
                 places = {
                     sighting.partition(": b'")[0].removeprefix("now: ") for sighting in sightings(world.evidence)
                 }

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from apscheduler.events import EVENT_JOB_SUBMITTED, JobSubmissionEvent
 from program import write_config
 
 from forwarder import config as settings
@@ -159,6 +160,27 @@ async def test_a_poll_that_begins_late_is_told(
     (told,) = [record for record in caplog.records if "begin late" in record.getMessage()]
     assert told.levelname == "WARNING"
     assert told.fields == {"seconds": "7.5", "targets": 3}  # type: ignore[attr-defined] # forwarder.logs puts it there
+
+
+async def test_lateness_is_against_the_schedule(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From when APScheduler was to start the poll until it began; a tick in between moves nothing."""
+    schedule = Schedule(agent.telemetry)
+    late = list[float]()
+    monkeypatch.setattr(agent.telemetry, "late", late.append)
+    monkeypatch.setattr(Poller, "tick", lambda *_: asyncio.sleep(0))
+    poller = agent.pollers[0]
+    schedule._pollers.append(poller)
+    for ago in (3600, 15):
+        when = datetime.now(UTC) - timedelta(seconds=ago)
+        schedule._submitted(JobSubmissionEvent(EVENT_JOB_SUBMITTED, job_id(poller, "liveliness"), "default", [when]))
+    await schedule._tick(poller, "liveliness")
+    await asyncio.gather(*schedule._polls)
+    assert late == [pytest.approx(3600, abs=5)]
+    await schedule._tick(poller, "liveliness")
+    await asyncio.gather(*schedule._polls)
+    assert late[1] < 5
+    schedule._submitted(JobSubmissionEvent(EVENT_JOB_SUBMITTED, "of a first poll", "default", [datetime.now(UTC)]))
+    assert not schedule._due  # which nobody would take
 
 
 async def test_one_target_comes_and_goes_and_the_others_keep_their_times(schedule: Schedule, agent: Agent) -> None:
