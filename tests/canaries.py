@@ -38,10 +38,10 @@ _PLAIN: Final = re.compile(rb"(?i)canary|leaktest|" + WORD.encode().hex().encode
 _CODED: Final = re.compile(b"|".join(re.escape(each) for each in _encodings(WORD.encode())))
 
 
-def sightings(evidence: Mapping[str, bytes]) -> list[str]:
-    """Where a canary is, with what stands around it."""
+def sightings(evidence: Mapping[str, bytes]) -> list[tuple[str, bytes]]:
+    """Where a canary is, and what stands around it."""
     return [
-        f"{where}: {data[max(0, match.start() - 80) : match.end() + 40]!r}"
+        (where, data[max(0, match.start() - 80) : match.end() + 40])
         for where, data in evidence.items()
         for pattern in (_PLAIN, _CODED)
         if (match := pattern.search(data))

@@ -162,21 +162,17 @@ class World:
 
     def keep(self, running: Running, life: str) -> None:
         """Everything that is left behind and was sent."""
-        self.keep_files(running, life)
+        self.evidence[f"{life}: log"] = running.err().encode()
+        self.evidence[f"{life}: console"] = running.out().encode()
+        for path in sorted((self.folder / "state").rglob("*")):
+            if path.is_file():
+                self.evidence[f"{life}: file {path.name}"] = path.read_bytes()
         for place, proxy in enumerate(self.proxies):
             for request in proxy.requests:
                 self._sent(f"to t{place}", request, FILE_KEY if place == 3 else canary(f"T{place}"))
         basic = [b64encode(f"u:{canary(where)}".encode()).decode() for where in ("USERPASS", "hook")]
         for request in self.backend.requests:
             self._sent("to the backends", request, canary("SINK"), canary("hook"), *basic)
-
-    def keep_files(self, running: Running, life: str) -> None:
-        """What it says, and what it stores."""
-        self.evidence[f"{life}: log"] = running.err().encode()
-        self.evidence[f"{life}: console"] = running.out().encode()
-        for path in sorted((self.folder / "state").rglob("*")):
-            if path.is_file():
-                self.evidence[f"{life}: file {path.name}"] = path.read_bytes()
 
     def _sent(self, whereto: str, request: Request, *own: str) -> None:
         """What was sent, but for the secrets that belong there."""
@@ -259,10 +255,10 @@ def leaking(module: str, line: str) -> str:
 ERROR_TEXTS = leaking("normalize.deployments", "module.failure = lambda entry: (str(entry.get('error')), None)")
 # By what was taken away: where it shows.
 SABOTAGE = {
-    ERROR_TEXTS: ("console", "file spool.db", "page /api/status", "page /"),
+    ERROR_TEXTS: ("console", "file spool.db-wal", "page /api/status", "page /"),
     leaking("normalize.deployments", "module.model_name = lambda value: value"): ("console", "page /"),
-    leaking("exposition.selection", "module.clean = lambda value: value"): ("console", "file spool.db"),
-    leaking("sinks.otlp.http", "module.code = lambda text: text"): ("log", "file spool.db"),
+    leaking("exposition.selection", "module.clean = lambda value: value"): ("console", "file spool.db-wal"),
+    leaking("sinks.otlp.http", "module.code = lambda text: text"): ("log", "file spool.db-wal"),
     leaking(
         "logs",
         f"{BUGS}\nimport traceback\nmodule.trace_of = lambda error: ''.join(traceback.format_exception(error))",
@@ -276,16 +272,11 @@ async def test_the_search_finds_what_leaks(tmp_path: Path, code: str) -> None:
     async with World(tmp_path).open(("1.53.1", "1.106.2"), ("s400",)) as world:
         async with agent(tmp_path, env=world.env | sabotaged(tmp_path, code)) as running:
             seen: set[str] = set()
-            for _ in range(150):
-                await asyncio.sleep(0.2)
+            for _ in range(30):
+                await asyncio.sleep(1)
                 await world.look_at_pages(running, "/", "/api/status")
-                # Not what was sent, which grows with every look: what is stored is soon gone again.
-                world.keep_files(running, "now")
-                places = {
-                    sighting.partition(": b'")[0].removeprefix("now: ") for sighting in sightings(world.evidence)
-                }
-                # The spool's log is written from its beginning again once what it held is in the file itself.
-                seen |= {place.removesuffix("-wal") for place in places}
+                world.keep(running, "now")
+                seen |= {where.removeprefix("now: ") for where, _ in sightings(world.evidence)}
                 if seen >= set(SABOTAGE[code]):
                     break
         assert seen >= set(SABOTAGE[code])
